@@ -1,0 +1,95 @@
+"""Every default, in one place; not an experiment of its own.
+
+A field left at its placeholder (`None`) takes the default of the chosen member, so
+`--config.model.depth=18` needs no knowledge of the file it lands in. `config.json` in the
+workdir shows what each field became.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from fairmix_jax import plugins
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the defaults, unlocked, for a config file to change and lock."""
+    no_variant(arg)
+    config = ConfigDict()
+    config.seed = 0
+    config.total_epochs = 30
+    config.batch_size = 128
+
+    config.data = _section("data", "digits")
+    config.data.dir = ""  # where TFDS keeps its data; empty: TFDS_DATA_DIR
+    config.data.val_fraction = 0.1  # of the training set, stratified
+    config.data.num_train = 0  # class-balanced subset of the training set; 0: all
+    config.data.crop_padding = 0  # pixels of random shift
+    config.data.flip = False
+
+    config.model = _section("models", "small_cnn")
+    config.base = _section("bases", "pgd_at")
+    config.rule = _section("rules", "none")
+    config.averaging = _section("averaging", "none")
+
+    config.mixing = ConfigDict()
+    config.mixing.name = "none"
+    config.mixing.num_samples = 2
+    config.mixing.law = "dirichlet"
+    config.mixing.alpha = 1.0
+    config.mixing.probability = 1.0
+
+    # The training attack; its norm and epsilon are also those of the evaluation.
+    config.attack = ConfigDict()
+    config.attack.norm = "linf"
+    config.attack.epsilon = 8 / 255
+    config.attack.step_size = 2 / 255
+    config.attack.num_steps = 10
+
+    config.optim = ConfigDict()
+    config.optim.name = "sgd"
+    config.optim.learning_rate = 0.1
+    config.optim.momentum = 0.9
+    config.optim.nesterov = True
+    config.optim.weight_decay = 5e-4
+    config.optim.schedule = "piecewise"
+    config.optim.milestones = (0.5, 0.75)  # of the run, where "piecewise" multiplies by decay
+    config.optim.decay = 0.1
+    config.optim.warmup = 0.0  # of the run, linear from zero
+
+    config.validation = ConfigDict()
+    config.validation.every_epochs = 1
+    config.validation.num_steps = 10
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_epochs = 1
+
+    config.evaluate = ConfigDict()
+    config.evaluate.attacks = "clean,pgd20"
+    config.evaluate.num_examples = 0  # class-balanced subset of the test set; 0: all
+    config.evaluate.weights = "best"  # best by validation, or last
+    config.evaluate.batch_size = 500
+    config.evaluate.step_size = config_dict.placeholder(float)  # epsilon / 4
+    config.evaluate.num_restarts = 1
+
+    # A grid to run instead of a single run: "field=value,value field=value,value".
+    config.sweep = ""
+    return config
+
+
+def no_variant(arg: str) -> None:
+    """Raises a `ValueError` unless `arg` is empty."""
+    if arg:
+        raise ValueError(f"variant {arg!r} is unknown; this config has none")
+
+
+def variant(arg: str) -> bool:
+    """Returns whether the smoke variant is asked for; raises `ValueError` for any other."""
+    if arg not in ("", "smoke"):
+        raise ValueError(f"variant {arg!r} is unknown; the only one is ':smoke'")
+    return arg == "smoke"
+
+
+def _section(axis: str, name: str) -> ConfigDict:
+    section = ConfigDict({"name": name})
+    for field, kind in plugins.all_parameters(axis).items():
+        section[field] = config_dict.placeholder(kind)
+    return section

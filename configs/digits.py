@@ -1,0 +1,28 @@
+"""PGD adversarial training on scikit-learn's digits: real images, no download.
+
+Command:  python launch.py --config=configs/digits.py
+"""
+
+from configs import base
+
+
+def get_config(arg: str = ""):
+    """Returns the config; `:smoke` runs two epochs on a part of the data."""
+    smoke = base.variant(arg)
+    config = base.get_config()
+    config.data.val_fraction = 0.15
+
+    config.total_epochs = 60
+    config.attack.epsilon = 0.2
+    config.attack.step_size = 0.05
+    config.optim.learning_rate = 0.05
+    config.averaging.name = "ema"
+    config.averaging.decay = 0.95
+    config.validation.every_epochs = 2
+    config.checkpoint.every_epochs = 10
+
+    if smoke:
+        config.total_epochs = 2
+        config.data.num_train = 500
+        config.evaluate.num_examples = 200
+    return config.lock()

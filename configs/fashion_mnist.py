@@ -1,0 +1,32 @@
+"""PGD adversarial training of a small CNN on Fashion-MNIST, L-inf radius 0.1.
+
+Command:  TFDS_DATA_DIR=DIR python launch.py --config=configs/fashion_mnist.py
+"""
+
+from configs import base
+
+
+def get_config(arg: str = ""):
+    """Returns the config; `:smoke` trains one epoch on 2,000 images and tests on 1,000."""
+    smoke = base.variant(arg)
+    config = base.get_config()
+    config.data.name = "fashion_mnist"
+    config.data.val_fraction = 0.05
+
+    config.total_epochs = 8
+    config.model.name = "small_cnn"
+    config.model.width = 16
+    config.attack.epsilon = 0.1
+    config.attack.step_size = 0.025
+    config.optim.learning_rate = 0.05
+    config.optim.schedule = "cosine"
+    config.optim.warmup = 0.05
+    config.averaging.name = "ema"
+
+    if smoke:
+        config.total_epochs = 1
+        config.data.num_train = 2_000
+        config.validation.num_steps = 5
+        config.evaluate.num_examples = 1_000
+        config.averaging.decay = 0.9
+    return config.lock()

@@ -1,0 +1,35 @@
+"""Exponential moving average of the weights."""
+
+import jax
+import jax.numpy as jnp
+
+from fairmix_jax.types import Array, Averaging, Weights
+
+
+def make(*, decay: float = 0.999) -> Averaging:
+    """Returns `average <- d average + (1 - d) weights` after every step.
+
+    The decay ramps up, `d = min(decay, (1 + t) / (10 + t))` after `t` steps, so that the
+    random initial weights are soon forgotten. `decay=0` evaluates the current weights.
+
+    Args:
+      decay: in `[0, 1)`; 0.999 remembers about the last 1,000 steps.
+
+    Raises:
+      ValueError: `decay` is outside that range.
+
+    Reference: the ramp as in Rebuffi et al. 2021, arXiv 2103.01946.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"averaging.decay={decay} is outside [0, 1); give for example 0.999")
+
+    def update(average: Weights, weights: Weights, step: Array) -> Weights:
+        t = step.astype(jnp.float32)
+        rate = jnp.minimum(decay, (1 + t) / (10 + t))
+        return jax.tree.map(lambda a, w: rate * a + (1 - rate) * w, average, weights)
+
+    return Averaging(
+        init=lambda weights: jax.tree.map(jnp.copy, weights),
+        update=update,
+        weights=lambda average, weights: average,
+    )

@@ -1,0 +1,17 @@
+"""Standard training: cross-entropy on the inputs as they are."""
+
+import optax
+
+from fairmix_jax.types import ApplyFn, Attack, Base, BaseLoss, StepInput
+
+
+def make(apply_fn: ApplyFn, attack: Attack) -> Base:
+    """Returns the loss `CE(f(x), target)`; the attack is not used."""
+    del attack
+
+    def base(params, batch_stats, key, inputs: StepInput) -> BaseLoss:
+        del key
+        logits, batch_stats = apply_fn(params, batch_stats, inputs.images, train=True)
+        return BaseLoss(optax.softmax_cross_entropy(logits, inputs.targets), logits, batch_stats)
+
+    return base

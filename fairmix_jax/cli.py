@@ -1,0 +1,94 @@
+"""The command line: reads flags, starts a mode, turns errors into exit statuses."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from fairmix_jax import config as config_lib
+from fairmix_jax.errors import Interrupted, UsageError
+from fairmix_jax.progress import console
+
+EXIT_USAGE, EXIT_INTERRUPTED = 2, 75
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment: configs/NAME.py[:variant].")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME[-variant].")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report"], "What to do.")
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    "~/.cache/fairmix_jax",
+    "Folder of compiled programs, shared by all runs; empty for none.",
+)
+
+
+def main() -> None:
+    """Runs the command line; never returns."""
+    logging.set_verbosity(logging.WARNING)
+    sys.argv = _with_saved_config(sys.argv)
+    try:
+        app.run(_run, flags_parser=_parse)
+    except UsageError as error:
+        _exit_with(str(error), EXIT_USAGE)
+    except Interrupted as stop:
+        _exit_with(f"{stop}; run the same command to go on", EXIT_INTERRUPTED)
+
+
+def _run(argv: Sequence[str]) -> None:
+    if _CACHE.value and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path(_CACHE.value).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    from fairmix_jax import report, study
+
+    workdir = _workdir()
+    if _MODE.value == "report":
+        report.write(workdir, [Path(path) for path in argv[1:]] or [workdir])
+        return
+    if len(argv) > 1:
+        raise UsageError(f"argument {argv[1]!r} is not understood; flags start with --")
+    if _CONFIG.value is None:
+        raise UsageError("--config is missing; give --config=configs/NAME.py")
+    config_lib.check(_CONFIG.value)
+    study.run(_CONFIG.value, workdir, with_training=_MODE.value == "train")
+
+
+def _workdir() -> Path:
+    if _WORKDIR.value:
+        return Path(_WORKDIR.value)
+    source = config_flags.get_config_filename(flags.FLAGS["config"]) if _CONFIG.value else ""
+    if not source:
+        raise UsageError("--workdir is missing; give the folder of a run, or --config to start one")
+    path, _, variant = source.partition(":")
+    return Path("runs") / "-".join(filter(None, (Path(path).stem, variant)))
+
+
+def _with_saved_config(argv: list[str]) -> list[str]:
+    """Adds `--config` from the workdir where overrides or a mode need one and none is given."""
+    values = {}
+    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        name, equals, value = argument.lstrip("-").partition("=")
+        values[name] = value if equals else following
+    if "config" in values or "workdir" not in values or values.get("mode") == "report":
+        return argv
+    saved = Path(__file__).parents[1] / "configs" / "saved.py"
+    return [argv[0], f"--config={saved}:{values['workdir']}", *argv[1:]]
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except FileNotFoundError as error:
+        raise UsageError(f"--config={error.filename!r} does not exist; see configs/") from error
+    except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+
+
+def _exit_with(message: str, status: int) -> None:
+    console.show_cursor(True)
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    sys.exit(status)

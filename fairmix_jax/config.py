@@ -1,0 +1,98 @@
+"""Checks a config before anything is built, one clear line for each mistake."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fairmix_jax import plugins
+from fairmix_jax.errors import UsageError
+
+_CHOICES = {
+    "attack.norm": ("linf", "l2"),
+    "mixing.name": ("none", "same_class"),
+    "mixing.law": ("dirichlet", "uniform"),
+    "optim.name": ("sgd", "adam"),
+    "optim.schedule": ("piecewise", "cosine", "constant"),
+    "evaluate.weights": ("best", "last"),
+}
+
+_RANGES = {
+    "seed": (0, 2**32 - 1),
+    "total_epochs": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "data.val_fraction": (0, 0.9),
+    "data.num_train": (0, math.inf),
+    "data.crop_padding": (0, math.inf),
+    "mixing.num_samples": (1, math.inf),
+    "mixing.alpha": (0, math.inf),
+    "mixing.probability": (0, 1),
+    "attack.epsilon": (0, math.inf),
+    "attack.step_size": (0, math.inf),
+    "attack.num_steps": (0, math.inf),
+    "optim.learning_rate": (0, math.inf),
+    "optim.momentum": (0, 1),
+    "optim.weight_decay": (0, math.inf),
+    "optim.decay": (0, 1),
+    "optim.warmup": (0, 1),
+    "validation.every_epochs": (1, math.inf),
+    "validation.num_steps": (0, math.inf),
+    "checkpoint.every_epochs": (1, math.inf),
+    "evaluate.num_examples": (0, math.inf),
+    "evaluate.batch_size": (1, math.inf),
+    "evaluate.step_size": (0, math.inf),
+    "evaluate.num_restarts": (1, math.inf),
+}
+
+_AXES = {"model": "models", "base": "bases", "rule": "rules", "averaging": "averaging"}
+
+
+def check(config: ConfigDict) -> None:
+    """Raises a `UsageError` that names the first field with a wrong value and the remedy."""
+    for field, choices in _CHOICES.items():
+        if get(config, field) not in choices:
+            raise UsageError(
+                f"{field}={get(config, field)!r} is unknown; choose one of {', '.join(choices)}"
+            )
+    for field, (low, high) in _RANGES.items():
+        value = get(config, field)
+        if value is not None and not (low <= value <= high and value < math.inf):
+            raise UsageError(f"{field}={value} is out of range; give a number in [{low}, {high}]")
+    for section, axis in _AXES.items():
+        plugins.arguments(axis, config[section])
+
+
+def get(config: ConfigDict, field: str) -> Any:
+    """Returns the value of a dotted field name.
+
+    Raises:
+      UsageError: there is no such field.
+    """
+    value = config
+    for part in field.split("."):
+        if not isinstance(value, ConfigDict) or part not in value:
+            raise UsageError(f"{field} is not a config field; see configs/base.py for all fields")
+        value = value[part]
+    return value
+
+
+def resolved(config: ConfigDict) -> dict[str, Any]:
+    """Returns the config as plain data in which every member's default is filled in."""
+    plain = config.to_dict()
+    for section, axis in _AXES.items():
+        chosen = plain[section]
+        plain[section] = {"name": chosen["name"]} | plugins.arguments(axis, chosen)
+    plain["data"] = {k: v for k, v in plain["data"].items() if v is not None}
+    if plain["evaluate"]["step_size"] is None:
+        plain["evaluate"]["step_size"] = plain["attack"]["epsilon"] / 4
+    return plain
+
+
+def flatten(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the fields of a nested dictionary as `("attack.epsilon", value)`."""
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

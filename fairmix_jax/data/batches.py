@@ -1,0 +1,85 @@
+"""Batches of a split held on the device, and augmentation there."""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fairmix_jax.data import Split
+from fairmix_jax.types import Array, Batch, Key
+
+
+class DeviceSplit(NamedTuple):
+    """A split on the device, in the data type it is stored in."""
+
+    images: Array
+    labels: Array
+
+
+def to_device(split: Split) -> DeviceSplit:
+    """Returns the split as device arrays."""
+    return DeviceSplit(jnp.asarray(split.images), jnp.asarray(split.labels))
+
+
+@jax.jit
+def take(split: DeviceSplit, rows: Array, size: Array) -> Batch:
+    """Returns the batch of examples at `rows` as float images.
+
+    Args:
+      split: the examples.
+      rows: `[B]` int32 positions.
+      size: `[]`, how many of the rows count; the rest is masked.
+    """
+    images = split.images[rows]
+    if images.dtype == jnp.uint8:
+        images = images.astype(jnp.float32) / 255
+    return Batch(images, split.labels[rows], rows, jnp.arange(rows.shape[0]) < size)
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def epoch_order(key: Key, epoch: int, *, size: int) -> Array:
+    """Returns the order `[size]` in which an epoch visits a split: a function of (key, epoch)."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), size)
+
+
+def in_order(split: DeviceSplit, batch_size: int) -> Iterator[Batch]:
+    """Yields the whole split in order, the last batch padded and masked."""
+    number = len(split.labels)
+    for start in range(0, number, batch_size):
+        rows = np.minimum(np.arange(start, start + batch_size), number - 1).astype(np.int32)
+        yield take(split, jnp.asarray(rows), jnp.asarray(min(batch_size, number - start)))
+
+
+def augment(key: Key, images: Array, *, crop_padding: int, flip: bool) -> Array:
+    """Returns randomly shifted and mirrored images.
+
+    Each image is padded with zeros on all sides, cropped back at a random place, and
+    mirrored left to right with probability 1/2, independently of the others.
+
+    Args:
+      key: the key is consumed.
+      images: `[B, H, W, C]`.
+      crop_padding: static, in pixels; 0 for no shift.
+      flip: static, whether to mirror.
+    """
+
+    def one(key: Key, image: Array) -> Array:
+        crop_key, flip_key = jax.random.split(key)
+        if crop_padding:
+            padding = ((crop_padding, crop_padding), (crop_padding, crop_padding), (0, 0))
+            corner = jax.random.randint(crop_key, (2,), 0, 2 * crop_padding + 1)
+            image = jax.lax.dynamic_slice(
+                jnp.pad(image, padding),
+                (corner[0], corner[1], jnp.zeros_like(corner[0])),
+                image.shape,
+            )
+        if flip:
+            image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
+        return image
+
+    if not crop_padding and not flip:
+        return images
+    return jax.vmap(one)(jax.random.split(key, len(images)), images)

@@ -1,0 +1,194 @@
+"""Evaluation: class counts, clean and under attack, on the test set."""
+
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from fairmix_jax import attacks, data, export, metrics
+from fairmix_jax.checkpoint import Checkpoints
+from fairmix_jax.config import resolved
+from fairmix_jax.data import batches
+from fairmix_jax.errors import UsageError
+from fairmix_jax.experiment import Experiment, build
+from fairmix_jax.export import write_json
+from fairmix_jax.progress import console
+from fairmix_jax.types import ApplyFn, Array, Batch, ClassCounts, Key, ThreatModel, Weights
+
+EvalAttack = Callable[..., Array]
+"""`(logits_fn, key, images, labels, *, index) -> images`."""
+Counter = Callable[[Weights, Batch, Key], ClassCounts]
+
+
+def count(logits: Array, batch: Batch, *, num_classes: int) -> ClassCounts:
+    """Returns how many examples of each class there are and how many are classified correctly.
+
+    Padding (where `batch.mask` is false) counts nowhere; so does an example whose logits
+    are not all finite, except in `total`.
+
+    Args:
+      logits: `[B, K]`.
+      batch: its labels and mask are used.
+      num_classes: `K`, static.
+    """
+    finite = jnp.all(jnp.isfinite(logits), axis=-1)
+    correct = (jnp.argmax(logits, axis=-1) == batch.labels) & finite
+    one_hot = jax.nn.one_hot(batch.labels, num_classes, dtype=jnp.int32)
+
+    def per_class(chosen: Array) -> Array:
+        return jnp.sum(jnp.where(chosen[:, None], one_hot, 0), axis=0)
+
+    return ClassCounts(per_class(batch.mask), per_class(batch.mask & correct))
+
+
+def make_counter(apply_fn: ApplyFn, attack: EvalAttack | None, num_classes: int) -> Counter:
+    """Returns a jitted `(weights, batch, key) -> ClassCounts`.
+
+    Args:
+      apply_fn: the model; used with running batch statistics.
+      attack: how to perturb, or `None` for clean accuracy.
+      num_classes: `K`.
+    """
+
+    @jax.jit
+    def counter(weights: Weights, batch: Batch, key: Key) -> ClassCounts:
+        def logits_fn(images: Array) -> Array:
+            return apply_fn(weights.params, weights.batch_stats, images, train=False)[0]
+
+        images = batch.images
+        if attack is not None:
+            images = attack(logits_fn, key, images, batch.labels, index=batch.index)
+        return count(logits_fn(images), batch, num_classes=num_classes)
+
+    return counter
+
+
+def count_split(
+    counter: Counter, weights: Weights, split: batches.DeviceSplit, key: Key, *, batch_size: int
+) -> ClassCounts:
+    """Returns the counts of a whole split, summed over batches, as NumPy arrays."""
+    parts = [counter(weights, batch, key) for batch in batches.in_order(split, batch_size)]
+    return jax.tree.map(lambda *counts: np.sum(np.stack(counts), axis=0), *parts)
+
+
+def make_attack(name: str, num_steps: int, threat: ThreatModel, section: Any) -> EvalAttack:
+    """Returns an evaluation attack with its parameters chosen.
+
+    Args:
+      name: `"pgd"`.
+      num_steps: of the attack.
+      threat: the threat model.
+      section: has `step_size` (`None` for `epsilon / 4`) and `num_restarts`.
+
+    Raises:
+      UsageError: unknown name.
+    """
+    if name != "pgd":
+        raise UsageError(
+            f"evaluate.attacks={name!r} is unknown; choose from clean and pgdN, for example pgd20"
+        )
+    step_size = threat.epsilon / 4 if section.step_size is None else section.step_size
+    return partial(
+        attacks.pgd,
+        threat=threat,
+        num_steps=num_steps,
+        step_size=step_size,
+        num_restarts=section.num_restarts,
+    )
+
+
+def parse_attacks(names: str) -> dict[str, tuple[str, int] | None]:
+    """Returns the attacks of a comma-separated list: `"clean,pgd20"` gives `None`, `("pgd", 20)`.
+
+    Raises:
+      UsageError: a name is not understood.
+    """
+    parsed: dict[str, tuple[str, int] | None] = {}
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        match = re.fullmatch(r"(pgd)(\d+)", name)
+        if name != "clean" and not match:
+            raise UsageError(
+                f"evaluate.attacks={name!r} is unknown; choose from clean and pgdN, e.g. pgd20"
+            )
+        parsed[name] = (match[1], int(match[2])) if match else None
+    if not parsed:
+        raise UsageError("evaluate.attacks is empty; name at least one, e.g. clean,pgd20")
+    return parsed
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Evaluates the weights in `workdir` on the test set and writes the results there.
+
+    Writes `evaluation.json`, `model.safetensors` and `model.json`. An example's random
+    start depends on the seed, the attack's name and its position in the test set only.
+
+    Returns: the content of `evaluation.json`.
+
+    Raises:
+      UsageError: there is no trained model in `workdir`, or an attack is unknown.
+    """
+    chosen = parse_attacks(config.evaluate.attacks)
+    experiment = build(config)
+    weights, facts = load_weights(config, experiment, workdir)
+    class_names = list(experiment.dataset.class_names)
+    test = experiment.dataset.test
+    rows = data.balanced_rows(test.labels, config.evaluate.num_examples)
+    split = batches.to_device(test.take(rows))
+
+    results = {}
+    for name, parameters in chosen.items():
+        attack = parameters and make_attack(*parameters, experiment.threat, config.evaluate)
+        counter = make_counter(experiment.model.apply, attack, len(class_names))
+        key = jax.random.fold_in(jax.random.key(config.seed), parameters[1] if parameters else 0)
+        start = time.perf_counter()
+        counts = count_split(
+            counter, weights, split, key, batch_size=min(config.evaluate.batch_size, len(rows))
+        )
+        seconds = time.perf_counter() - start
+        results[name] = metrics.result(*counts, class_names, seconds=seconds)
+        console.print(
+            f"{name}: average {results[name]['average']:.1%}, worst class "
+            f"{results[name]['worst_class']:.1%} ({results[name]['worst_class_name']}), "
+            f"{len(rows):,} test images in {seconds:.1f} s"
+        )
+    evaluation = {
+        "schema": 1,
+        "dataset": config.data.name,
+        "classes": class_names,
+        "threat": {"norm": experiment.threat.norm, "epsilon": experiment.threat.epsilon},
+        "weights": config.evaluate.weights,
+        "attacks": results,
+        "settings": resolved(config)["evaluate"],
+    }
+    export.save_model(workdir, weights, experiment.model_card | facts, evaluation)
+    write_json(workdir / "evaluation.json", evaluation)
+    return evaluation
+
+
+def load_weights(
+    config: ConfigDict, experiment: Experiment, workdir: Path
+) -> tuple[Weights, dict[str, Any]]:
+    """Returns the weights that `evaluate.weights` names, and facts about them.
+
+    Raises:
+      UsageError: `workdir` holds no sound checkpoint of them.
+    """
+    directory = workdir / "checkpoints" / config.evaluate.weights
+    restored = None
+    if directory.is_dir():
+        template = Weights(*experiment.model.init(jax.random.key(0)))
+        with Checkpoints(directory, max_to_keep=1) as checkpoints:
+            restored = checkpoints.restore_latest(template)
+    if restored is None:
+        raise UsageError(
+            f"evaluate.weights={config.evaluate.weights!r} are not in workdir={str(workdir)!r}; "
+            "train there first with --mode=train, and for 'best' with data.val_fraction > 0"
+        )
+    return restored

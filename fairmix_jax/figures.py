@@ -1,0 +1,50 @@
+"""Figures, drawn with matplotlib without a display."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from fairmix_jax import metrics
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+
+
+def classes(
+    path: Path, class_names: Sequence[str], accuracies: Mapping[tuple[str, str], np.ndarray]
+) -> None:
+    """Draws the accuracy of each class, one panel an attack, one bar a method.
+
+    Args:
+      path: of the PNG file.
+      class_names: `K` names.
+      accuracies: `(method, attack) -> [runs, K]`; with several runs the bar is their mean
+        and the whisker its 95 % t interval.
+    """
+    methods = list(dict.fromkeys(method for method, _ in accuracies))
+    attacks = list(dict.fromkeys(attack for _, attack in accuracies))
+    size = (max(6.0, 0.9 * len(class_names) + 1), 2.4 * len(attacks) + 0.8)
+    figure, axes = plt.subplots(
+        len(attacks), 1, figsize=size, sharex=True, squeeze=False, layout="constrained"
+    )
+    positions, width = np.arange(len(class_names)), 0.8 / len(methods)
+    for axis, attack in zip(axes[:, 0], attacks, strict=True):
+        for number, method in enumerate(methods):
+            values = np.array([metrics.mean_interval(v) for v in accuracies[method, attack].T])
+            axis.bar(
+                positions + (number - (len(methods) - 1) / 2) * width,
+                100 * values[:, 0],
+                width,
+                yerr=100 * values[:, 1] if np.isfinite(values).all() else None,
+                label=method,
+                error_kw={"linewidth": 0.8},
+            )
+        axis.set(ylabel=f"{attack} accuracy, %", ylim=(0, 100))
+        axis.grid(axis="y", linewidth=0.3)
+    axes[-1, 0].set_xticks(positions, class_names)
+    if len(methods) > 1:
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

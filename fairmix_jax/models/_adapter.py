@@ -1,0 +1,42 @@
+"""The one place that knows flax: a linen module becomes two pure functions."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fairmix_jax.types import Model
+
+
+def build(
+    module: nn.Module, image_shape: Sequence[int], *, mean: Sequence[float], std: Sequence[float]
+) -> Model:
+    """Returns the module as a `Model` that normalises its input itself.
+
+    Args:
+      module: maps `[B, H, W, C]` to logits `[B, K]`; its `__call__` takes `train`.
+      image_shape: `(H, W, C)`.
+      mean, std: `[C]` each, in pixel units; the module sees `(images - mean) / std`.
+    """
+    shift, factor = jnp.asarray(mean, jnp.float32), 1 / jnp.asarray(std, jnp.float32)
+
+    def normalise(images):
+        return (images - shift[None, None, None]) * factor[None, None, None]
+
+    def init(key):
+        variables = jax.jit(module.init, static_argnames="train")(
+            key, jnp.zeros((1, *image_shape)), train=False
+        )
+        return variables["params"], variables.get("batch_stats", {})
+
+    def apply(params, batch_stats, images, *, train):
+        variables = {"params": params, "batch_stats": batch_stats}
+        if not train:
+            return module.apply(variables, normalise(images), train=False), batch_stats
+        logits, updated = module.apply(
+            variables, normalise(images), train=True, mutable=["batch_stats"]
+        )
+        return logits, updated.get("batch_stats", batch_stats)
+
+    return Model(init, apply)

@@ -1,0 +1,36 @@
+"""A small convolutional network for small grey images."""
+
+import jax
+from flax import linen as nn
+
+from fairmix_jax.models._layers import Conv, normaliser
+
+
+class SmallCNN(nn.Module):
+    """Three 3x3 convolutions of `width`, `2 width`, `4 width` channels, then a linear layer.
+
+    The second and third convolution halve the image.
+    """
+
+    num_classes: int
+    width: int
+    norm: str
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        norm = normaliser(self.norm, train)
+        x = images
+        for factor, stride in ((1, 1), (2, 2), (4, 2)):
+            x = nn.relu(norm()(Conv(factor * self.width, stride=stride)(x)))
+        return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+
+
+def make(num_classes: int, *, width: int = 16, norm: str = "batch") -> nn.Module:
+    """Returns the network.
+
+    Args:
+      num_classes: `K`.
+      width: channels of the first convolution.
+      norm: `"batch"`, `"group"` (then `width` must be a multiple of 8) or `"none"`.
+    """
+    return SmallCNN(num_classes, width, norm)

@@ -1,0 +1,52 @@
+"""Optimizers and learning-rate schedules, assembled from optax."""
+
+from collections.abc import Sequence
+
+import optax
+
+
+def make(
+    *,
+    total_steps: int,
+    name: str,
+    learning_rate: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    schedule: str,
+    milestones: Sequence[float],
+    decay: float,
+    warmup: float,
+) -> optax.GradientTransformation:
+    """Returns the optimizer.
+
+    Weight decay is the L2 penalty of the robust-training literature: `weight_decay` times
+    the parameters is added to the gradient, of all parameters alike, before momentum.
+
+    Args:
+      total_steps: of the run; the schedule is stated in fractions of it.
+      name: `"sgd"` or `"adam"` (which ignores `momentum` and `nesterov`).
+      learning_rate: the largest one.
+      momentum, nesterov: of SGD.
+      weight_decay: at least 0.
+      schedule: `"piecewise"`, `"cosine"` (to zero) or `"constant"`.
+      milestones: fractions of the run at which `"piecewise"` multiplies by `decay`.
+      decay: see `milestones`.
+      warmup: fraction of the run over which the rate rises linearly from zero.
+    """
+    warmup_steps = round(warmup * total_steps)
+    if schedule == "piecewise":
+        steps = {round(fraction * total_steps) - warmup_steps: decay for fraction in milestones}
+        rate = optax.piecewise_constant_schedule(learning_rate, steps)
+    elif schedule == "cosine":
+        rate = optax.cosine_decay_schedule(learning_rate, max(total_steps - warmup_steps, 1))
+    else:
+        rate = optax.constant_schedule(learning_rate)
+    if warmup_steps:
+        ramp = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+        rate = optax.join_schedules([ramp, rate], [warmup_steps])
+    if name == "sgd":
+        update = optax.sgd(rate, momentum=momentum, nesterov=nesterov)
+    else:
+        update = optax.adam(rate)
+    return optax.chain(optax.add_decayed_weights(weight_decay), update)

@@ -1,0 +1,86 @@
+"""Members of an axis, found by name: adding one is adding a file.
+
+A member is a module in `fairmix_jax/<axis>/` with a function `make`, whose keyword
+arguments are the member's config fields and whose defaults are theirs.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fairmix_jax.errors import UsageError
+
+_SECTION = {
+    "data": "data",
+    "models": "model",
+    "bases": "base",
+    "rules": "rule",
+    "averaging": "averaging",
+}
+
+
+def names(axis: str) -> list[str]:
+    """Returns the members of an axis, e.g. `"bases"` or `"models"`, sorted."""
+    package = importlib.import_module(f"fairmix_jax.{axis}")
+    return sorted(
+        module.name
+        for module in pkgutil.iter_modules(package.__path__)
+        if not module.name.startswith("_") and hasattr(_module(axis, module.name), "make")
+    )
+
+
+def _module(axis: str, name: str):
+    return importlib.import_module(f"fairmix_jax.{axis}.{name}")
+
+
+def load(axis: str, name: str) -> Callable[..., Any]:
+    """Returns the `make` function of a member.
+
+    Raises:
+      UsageError: there is no such member; the message lists those there are.
+    """
+    if name not in names(axis):
+        raise UsageError(
+            f"{_SECTION[axis]}.name={name!r} is unknown; choose one of {', '.join(names(axis))}"
+        )
+    return _module(axis, name).make
+
+
+def parameters(axis: str, name: str) -> dict[str, Any]:
+    """Returns the config fields of a member with their default values."""
+    return {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(load(axis, name)).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+    }
+
+
+def all_parameters(axis: str) -> dict[str, type]:
+    """Returns the union of the members' config fields with their types."""
+    return {
+        field: type(default)
+        for name in names(axis)
+        for field, default in parameters(axis, name).items()
+    }
+
+
+def arguments(axis: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the complete keyword arguments of the member that `chosen` names.
+
+    Args:
+      axis: as in `names`.
+      chosen: the config section: `name` and any fields; `None` means the member's default.
+
+    Raises:
+      UsageError: a field is set that the chosen member does not have.
+    """
+    defaults = parameters(axis, chosen["name"])
+    given = {k: v for k, v in chosen.items() if k != "name" and v is not None}
+    for field in given.keys() - defaults.keys():
+        raise UsageError(
+            f"{_SECTION[axis]}.{field}={given[field]} does not belong to "
+            f"{chosen['name']!r}, which takes {', '.join(defaults) or 'no fields'}; remove it"
+        )
+    return defaults | given

@@ -1,0 +1,91 @@
+"""What a person sees while a run goes on: a live bar on a terminal, lines in a log."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+class TrainProgress:
+    """Shows epoch, loss, accuracies, images/s and time left.
+
+    A context manager. On a terminal it is one live bar; elsewhere one line an epoch.
+    """
+
+    def __init__(self, *, first_step: int, total_steps: int, steps_per_epoch: int, batch_size: int):
+        """Takes the shape of the run; `first_step` is where it resumes."""
+        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
+        self._batch_size = batch_size
+        self._step, self._first_step, self._start = first_step, first_step, time.perf_counter()
+        self._shown = 0.0
+        self._figures = ""
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[figures]} {task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(
+            "", total=total_steps, completed=first_step, epoch="", figures="", speed=""
+        )
+
+    def __enter__(self) -> "TrainProgress":
+        self._start = time.perf_counter()
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images per second since the start of this process's part of the run."""
+        seconds = time.perf_counter() - self._start
+        return (self._step - self._first_step) * self._batch_size / max(seconds, 1e-9)
+
+    def advance(self, step: int) -> None:
+        """Says that `step` steps are done; redraws at most five times a second."""
+        self._step = step
+        if console.is_terminal and time.perf_counter() - self._shown > 0.2:
+            self._redraw()
+
+    def end_epoch(self, epoch: int, *, loss: float, clean: float | None, robust: float | None):
+        """Shows the figures of a finished epoch (`epoch` counts from 1)."""
+        figures = [f"loss {loss:.3f}"]
+        if clean is not None:
+            figures.append(f"val clean {clean:6.1%} robust {robust:6.1%}")
+        self._figures = "  ".join(figures)
+        if console.is_terminal:
+            self._redraw()
+            return
+        seconds = time.perf_counter() - self._start
+        left = seconds / max(self._step - self._first_step, 1) * (self._total_steps - self._step)
+        console.print(
+            f"epoch {epoch}/{self._total_steps // self._steps_per_epoch}  {self._figures}  "
+            f"{self.images_per_second:,.0f} images/s  {duration(left)} left"
+        )
+
+    def _redraw(self) -> None:
+        self._shown = time.perf_counter()
+        total_epochs = self._total_steps // self._steps_per_epoch
+        epoch = min(self._step // self._steps_per_epoch + 1, total_epochs)
+        self._bar.update(
+            self._task,
+            completed=self._step,
+            epoch=f"{epoch}/{total_epochs}",
+            figures=self._figures,
+            speed=f"{self.images_per_second:,.0f} images/s",
+        )
+
+
+def duration(seconds: float) -> str:
+    """Returns a time span as `h:mm:ss`, or `m:ss` below an hour."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

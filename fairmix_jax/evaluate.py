@@ -148,9 +148,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         counter = make_counter(experiment.model.apply, attack, len(class_names))
         key = jax.random.fold_in(jax.random.key(config.seed), parameters[1] if parameters else 0)
         start = time.perf_counter()
-        counts = count_split(
-            counter, weights, split, key, batch_size=min(config.evaluate.batch_size, len(rows))
-        )
+        counts = count_split(counter, weights, split, key, batch_size=config.evaluate.batch_size)
         seconds = time.perf_counter() - start
         results[name] = metrics.result(*counts, class_names, seconds=seconds)
         console.print(

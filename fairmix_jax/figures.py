@@ -26,9 +26,8 @@ def classes(
     methods = list(dict.fromkeys(method for method, _ in accuracies))
     attacks = list(dict.fromkeys(attack for _, attack in accuracies))
     size = (max(6.0, 0.9 * len(class_names) + 1), 2.4 * len(attacks) + 0.8)
-    figure, axes = plt.subplots(
-        len(attacks), 1, figsize=size, sharex=True, squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(attacks), 1, sharex=True, squeeze=False)
     positions, width = np.arange(len(class_names)), 0.8 / len(methods)
     for axis, attack in zip(axes[:, 0], attacks, strict=True):
         for number, method in enumerate(methods):
@@ -47,4 +46,3 @@ def classes(
     if len(methods) > 1:
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=120)
-    plt.close(figure)

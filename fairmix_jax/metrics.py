@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 _RESAMPLES = 10_000
 
@@ -86,7 +86,7 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95) -> tuple[floa
     if len(values) < 2:
         return float(values.mean()), float("inf")
     error = values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(stats.t.ppf((1 + level) / 2, len(values) - 1) * error)
+    return float(values.mean()), float(special.stdtrit(len(values) - 1, (1 + level) / 2) * error)
 
 
 def result(

@@ -90,7 +90,7 @@ def mixing_weights(
     count = jnp.broadcast_to(jnp.asarray(num_samples, jnp.int32), shape)[..., None]
     used = jnp.arange(max_samples, dtype=jnp.int32).reshape((1,) * len(shape) + (-1,)) < count
     if law == "uniform":
-        return used / count.astype(jnp.float32)
+        return used.astype(jnp.float32) / count.astype(jnp.float32)
     if law != "dirichlet":
         raise ValueError(f"law={law!r} is unknown; choose 'dirichlet' or 'uniform'")
     alpha = jnp.broadcast_to(jnp.asarray(alpha, jnp.float32), shape)[..., None]

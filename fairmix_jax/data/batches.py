@@ -46,8 +46,12 @@ def epoch_order(key: Key, epoch: int, *, size: int) -> Array:
 
 
 def in_order(split: DeviceSplit, batch_size: int) -> Iterator[Batch]:
-    """Yields the whole split in order, the last batch padded and masked."""
+    """Yields the whole split in order, the last batch padded and masked.
+
+    All batches have the same size, `batch_size` or that of the split if it is smaller.
+    """
     number = len(split.labels)
+    batch_size = min(batch_size, number)
     for start in range(0, number, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), number - 1).astype(np.int32)
         yield take(split, jnp.asarray(rows), jnp.asarray(min(batch_size, number - start)))

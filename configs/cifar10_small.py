@@ -10,7 +10,7 @@ from configs import base, cifar10
 
 
 def get_config(arg: str = ""):
-    """Returns the config; `:smoke` trains one epoch on 1,000 images and tests on 500."""
+    """Returns the config; `:smoke` trains one epoch on 1,000 images and tests on 200."""
     smoke = base.variant(arg)
     config = cifar10.get_config().unlock()
     config.total_epochs = 15
@@ -27,6 +27,6 @@ def get_config(arg: str = ""):
         config.data.num_train = 1_000
         config.data.val_fraction = 0.1
         config.validation.num_steps = 2
-        config.evaluate.num_examples = 500
+        config.evaluate.num_examples = 200
         config.averaging.decay = 0.9
     return config.lock()

@@ -1,5 +1,6 @@
 """The command line: reads flags, starts a mode, turns errors into exit statuses."""
 
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -70,7 +71,7 @@ def _workdir() -> Path:
 def _with_saved_config(argv: list[str]) -> list[str]:
     """Adds `--config` from the workdir where overrides or a mode need one and none is given."""
     values = {}
-    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for argument, following in itertools.pairwise([*argv[1:], ""]):
         name, equals, value = argument.lstrip("-").partition("=")
         values[name] = value if equals else following
     if "config" in values or "workdir" not in values or values.get("mode") == "report":

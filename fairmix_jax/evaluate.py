@@ -1,6 +1,5 @@
 """Evaluation: class counts, clean and under attack, on the test set."""
 
-import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,10 +13,10 @@ from ml_collections import ConfigDict
 
 from fairmix_jax import attacks, data, export, metrics
 from fairmix_jax.checkpoint import Checkpoints
-from fairmix_jax.config import resolved
+from fairmix_jax.config import parse_attacks, resolved
 from fairmix_jax.data import batches
 from fairmix_jax.errors import UsageError
-from fairmix_jax.experiment import Experiment, build
+from fairmix_jax.experiment import Experiment
 from fairmix_jax.export import write_json
 from fairmix_jax.progress import console
 from fairmix_jax.types import ApplyFn, Array, Batch, ClassCounts, Key, ThreatModel, Weights
@@ -78,52 +77,24 @@ def count_split(
     return jax.tree.map(lambda *counts: np.sum(np.stack(counts), axis=0), *parts)
 
 
-def make_attack(name: str, num_steps: int, threat: ThreatModel, section: Any) -> EvalAttack:
-    """Returns an evaluation attack with its parameters chosen.
+def make_attack(num_steps: int, threat: ThreatModel, section: Any) -> EvalAttack:
+    """Returns PGD as an evaluation attack with its parameters chosen.
 
     Args:
-      name: `"pgd"`.
       num_steps: of the attack.
       threat: the threat model.
       section: has `step_size` (`None` for `epsilon / 4`) and `num_restarts`.
-
-    Raises:
-      UsageError: unknown name.
     """
-    if name != "pgd":
-        raise UsageError(
-            f"evaluate.attacks={name!r} is unknown; choose from clean and pgdN, for example pgd20"
-        )
-    step_size = threat.epsilon / 4 if section.step_size is None else section.step_size
     return partial(
         attacks.pgd,
         threat=threat,
         num_steps=num_steps,
-        step_size=step_size,
+        step_size=threat.epsilon / 4 if section.step_size is None else section.step_size,
         num_restarts=section.num_restarts,
     )
 
 
-def parse_attacks(names: str) -> dict[str, tuple[str, int] | None]:
-    """Returns the attacks of a comma-separated list: `"clean,pgd20"` gives `None`, `("pgd", 20)`.
-
-    Raises:
-      UsageError: a name is not understood.
-    """
-    parsed: dict[str, tuple[str, int] | None] = {}
-    for name in filter(None, (part.strip() for part in names.split(","))):
-        match = re.fullmatch(r"(pgd)(\d+)", name)
-        if name != "clean" and not match:
-            raise UsageError(
-                f"evaluate.attacks={name!r} is unknown; choose from clean and pgdN, e.g. pgd20"
-            )
-        parsed[name] = (match[1], int(match[2])) if match else None
-    if not parsed:
-        raise UsageError("evaluate.attacks is empty; name at least one, e.g. clean,pgd20")
-    return parsed
-
-
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: ConfigDict, experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Evaluates the weights in `workdir` on the test set and writes the results there.
 
     Writes `evaluation.json`, `model.safetensors` and `model.json`. An example's random
@@ -135,7 +106,6 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       UsageError: there is no trained model in `workdir`, or an attack is unknown.
     """
     chosen = parse_attacks(config.evaluate.attacks)
-    experiment = build(config)
     weights, facts = load_weights(config, experiment, workdir)
     class_names = list(experiment.dataset.class_names)
     test = experiment.dataset.test
@@ -143,10 +113,12 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     split = batches.to_device(test.take(rows))
 
     results = {}
-    for name, parameters in chosen.items():
-        attack = parameters and make_attack(*parameters, experiment.threat, config.evaluate)
+    for name, num_steps in chosen.items():
+        attack = None
+        if name != "clean":
+            attack = make_attack(num_steps, experiment.threat, config.evaluate)
         counter = make_counter(experiment.model.apply, attack, len(class_names))
-        key = jax.random.fold_in(jax.random.key(config.seed), parameters[1] if parameters else 0)
+        key = jax.random.fold_in(jax.random.key(config.seed), num_steps)
         start = time.perf_counter()
         counts = count_split(counter, weights, split, key, batch_size=config.evaluate.batch_size)
         seconds = time.perf_counter() - start
@@ -181,7 +153,8 @@ def load_weights(
     directory = workdir / "checkpoints" / config.evaluate.weights
     restored = None
     if directory.is_dir():
-        template = Weights(*experiment.model.init(jax.random.key(0)))
+        shapes = jax.eval_shape(lambda: Weights(*experiment.model.init(jax.random.key(0))))
+        template = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         with Checkpoints(directory, max_to_keep=1) as checkpoints:
             restored = checkpoints.restore_latest(template)
     if restored is None:

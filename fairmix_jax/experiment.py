@@ -41,7 +41,7 @@ def build(config: ConfigDict) -> Experiment:
       UsageError: the data cannot be loaded, or is smaller than a batch.
     """
     dataset = data.load(config.data)
-    whole = dataset.train.take(data.balanced_rows(dataset.train.labels, config.data.num_train))
+    whole = dataset.train
     train_rows, validation_rows = data.stratified_split(whole.labels, config.data.val_fraction)
     train = whole.take(train_rows)
     if len(train.labels) < config.batch_size:

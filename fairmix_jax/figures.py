@@ -3,13 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from fairmix_jax import metrics
-
-matplotlib.use("agg")
-from matplotlib import pyplot as plt
 
 
 def classes(

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import optax
+
+from fairmix_jax.types import Array
 
 
 def make(
@@ -45,8 +48,12 @@ def make(
     if warmup_steps:
         ramp = optax.linear_schedule(0.0, learning_rate, warmup_steps)
         rate = optax.join_schedules([ramp, rate], [warmup_steps])
+
+    def rate_at(count: Array) -> Array:  # optax's schedules mix types if given integers
+        return rate(jnp.asarray(count, jnp.float32))
+
     if name == "sgd":
-        update = optax.sgd(rate, momentum=momentum, nesterov=nesterov)
+        update = optax.sgd(rate_at, momentum=momentum, nesterov=nesterov)
     else:
-        update = optax.adam(rate)
+        update = optax.adam(rate_at)
     return optax.chain(optax.add_decayed_weights(weight_decay), update)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from fairmix_jax import config as config_lib
 from fairmix_jax import evaluate, report, train, workdir
 from fairmix_jax.errors import UsageError
+from fairmix_jax.experiment import build
 from fairmix_jax.progress import console
 
 
@@ -38,16 +39,22 @@ def run(config: ConfigDict, directory: Path, *, with_training: bool) -> None:
 
 
 def _run_member(config: ConfigDict, directory: Path, *, with_training: bool) -> None:
-    if with_training and "state_sha256" not in workdir.recorded(directory):
+    is_trained = "state_sha256" in workdir.recorded(directory)
+    if with_training and is_trained and _is_evaluated(config, directory):
+        return
+    experiment = build(config)
+    if with_training and not is_trained:
         workdir.record(directory)
-        sha256 = train.fit(config, directory)
+        sha256 = train.fit(config, experiment, directory)
         workdir.record(directory, state_sha256=sha256)
         console.print(f"final state sha256 {sha256}")
+    evaluate.run(config, experiment, directory)
+
+
+def _is_evaluated(config: ConfigDict, directory: Path) -> bool:
     path = directory / "evaluation.json"
     settings = config_lib.resolved(config)["evaluate"]
-    if with_training and path.exists() and json.loads(path.read_text())["settings"] == settings:
-        return
-    evaluate.run(config, directory)
+    return path.exists() and json.loads(path.read_text())["settings"] == settings
 
 
 def expand(sweep: str) -> list[tuple[str, dict[str, Any]]]:

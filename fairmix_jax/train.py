@@ -16,7 +16,7 @@ from fairmix_jax import attacks, evaluate, metrics, mixup, optim, plugins
 from fairmix_jax.checkpoint import Checkpoints, digest
 from fairmix_jax.data import batches
 from fairmix_jax.errors import Interrupted, UsageError
-from fairmix_jax.experiment import Experiment, build
+from fairmix_jax.experiment import Experiment
 from fairmix_jax.progress import TrainProgress, console
 from fairmix_jax.signals import StopRequest
 from fairmix_jax.types import (
@@ -166,7 +166,7 @@ def _member(axis: str, section: ConfigDict, *arguments: Any) -> Any:
         raise UsageError(str(error)) from error
 
 
-def fit(config: ConfigDict, workdir: Path) -> str:
+def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
     """Trains, or goes on training, in `workdir`; returns the sha256 of the final state.
 
     Guarantees: a run that is stopped at any moment, by any signal, and run again ends in
@@ -178,7 +178,6 @@ def fit(config: ConfigDict, workdir: Path) -> str:
       UsageError: the config cannot be built.
       FloatingPointError: the loss is no longer finite.
     """
-    experiment = build(config)
     split, batch_size = batches.to_device(experiment.train), config.batch_size
     steps_per_epoch = len(split.labels) // batch_size
     total_steps = steps_per_epoch * config.total_epochs
@@ -249,7 +248,7 @@ class _EpochEnd:
         self._split = batches.to_device(experiment.validation)
         num_classes = len(self._class_names)
         attack = evaluate.make_attack(
-            "pgd", config.validation.num_steps, experiment.threat, config.evaluate
+            config.validation.num_steps, experiment.threat, config.evaluate
         )
         apply_fn = experiment.model.apply
         self._clean = evaluate.make_counter(apply_fn, None, num_classes)

@@ -66,7 +66,9 @@ def test_the_uniformity_test_rejects_a_biased_chooser():
     seed=st.integers(0, 999),
 )
 def test_weights_are_convex_and_lead_with_the_largest(num_samples, alpha, law, seed):
-    weights = mixing_weights(jax.random.key(seed), shape=(6,), num_samples=num_samples, law=law, alpha=alpha)
+    weights = mixing_weights(
+        jax.random.key(seed), shape=(6,), num_samples=num_samples, law=law, alpha=alpha
+    )
     assert weights.shape == (6, num_samples)
     assert (weights >= 0).all()
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
@@ -93,7 +95,9 @@ def test_pair_weights_follow_beta(alpha):
 
 @pytest.mark.parametrize("num_samples, alpha", [(2, 0.2), (3, 1.0), (4, 2.0)])
 def test_expected_shrinkage_is_the_formula(num_samples, alpha):
-    weights = mixing_weights(jax.random.key(1), shape=(20_000,), num_samples=num_samples, alpha=alpha)
+    weights = mixing_weights(
+        jax.random.key(1), shape=(20_000,), num_samples=num_samples, alpha=alpha
+    )
     shrinkage = np.sum(np.asarray(weights, np.float64) ** 2, axis=1)
     expected = (alpha + 1) / (num_samples * alpha + 1)
     assert abs(shrinkage.mean() - expected) < 4 * shrinkage.std() / len(shrinkage) ** 0.5

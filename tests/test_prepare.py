@@ -122,7 +122,7 @@ def test_prepared_set_loads_in_order_with_class_names(tmp_path):
     prepare.prepare(
         "cifar10", source=pack(tmp_path / "c.tar.gz", as_python("cifar10")), data_dir=tmp_path
     )
-    dataset = load({"name": "cifar10", "dir": str(tmp_path)})
+    dataset = load({"name": "cifar10", "dir": str(tmp_path), "num_train": 0})
     labels, images = expected("cifar10", "train")
     np.testing.assert_array_equal(dataset.train.images, images)
     np.testing.assert_array_equal(dataset.train.labels, labels["label"])
@@ -140,7 +140,7 @@ def test_class_folders(tmp_path, rng):
                 Image.fromarray(image).save(folder / f"{n}.png")
                 images[split, label, n] = image
     prepare.prepare("insects", source=tmp_path / "source", data_dir=tmp_path / "tfds")
-    dataset = load({"name": "insects", "dir": str(tmp_path / "tfds")})
+    dataset = load({"name": "insects", "dir": str(tmp_path / "tfds"), "num_train": 0})
     assert dataset.class_names == ("ant", "bee")
     assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     np.testing.assert_array_equal(dataset.train.images[4], images["train", "bee", 1])

@@ -48,7 +48,8 @@ def load(config: Mapping[str, Any]) -> Dataset:
 
     Args:
       config: `name`, `dir` (where TFDS keeps its data; empty means `TFDS_DATA_DIR`, else
-        TFDS's own default) and the fields of the data set.
+        TFDS's own default), `num_train` (see `balanced_rows`; of the training set) and the
+        fields of the data set.
 
     Raises:
       UsageError: unknown name, missing directory, data not prepared, wrong kind of data.
@@ -58,8 +59,10 @@ def load(config: Mapping[str, Any]) -> Dataset:
 
     section = {k: v for k, v in config.items() if k not in COMMON_FIELDS}
     if config["name"] not in plugins.names("data"):
-        return _tfds.load(config["name"], config["dir"])
-    return plugins.load("data", config["name"])(**plugins.arguments("data", section))
+        return _tfds.load(config["name"], config["dir"], num_train=config["num_train"])
+    dataset = plugins.load("data", config["name"])(**plugins.arguments("data", section))
+    rows = balanced_rows(dataset.train.labels, config["num_train"])
+    return dataset._replace(train=dataset.train.take(rows))
 
 
 COMMON_FIELDS = ("dir", "val_fraction", "num_train", "crop_padding", "flip")

@@ -110,20 +110,21 @@ def _open(source: Path) -> Mapping[str, Callable[[], bytes]]:
     return {name: lambda m=m: archive.extractfile(m).read() for name, m in members.items()}
 
 
+_ARRAY_CONSTRUCTORS = {
+    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
+}
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """Knows the constructors of NumPy arrays and nothing else."""
 
-    _ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
-    }
-
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return self._ALLOWED[module, name]
+            return _ARRAY_CONSTRUCTORS[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed") from None
 
@@ -132,7 +133,7 @@ def _unpickle(name: str, content: bytes) -> dict[str, Any]:
     try:
         loaded = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
         return {k.decode() if isinstance(k, bytes) else k: v for k, v in loaded.items()}
-    except Exception as error:  # noqa: BLE001  a damaged pickle can raise anything
+    except Exception as error:
         raise UsageError(f"{name} is not a sound CIFAR pickle: {error}") from error
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fairmix_jax.data import Dataset, Split
+from fairmix_jax.data import Dataset, Split, balanced_rows
 from fairmix_jax.errors import UsageError
 
 
-def load(name: str, directory: str) -> Dataset:
+def load(name: str, directory: str, *, num_train: int = 0) -> Dataset:
     """Returns the train and test splits of a prepared TFDS data set.
 
     Examples are ordered by their `id` feature where there is one, else as stored.
@@ -20,6 +20,7 @@ def load(name: str, directory: str) -> Dataset:
     Args:
       name: as in TFDS, e.g. `"fashion_mnist"` or `"cifar10:3.0.2"`.
       directory: TFDS's data directory; empty means `TFDS_DATA_DIR`, else TFDS's default.
+      num_train: see `balanced_rows`; only these training images are decoded.
 
     Raises:
       UsageError: unknown name, missing directory, data not prepared there, or features that
@@ -62,24 +63,26 @@ def load(name: str, directory: str) -> Dataset:
             "choose an image classification set with a train and a test split"
         )
     return Dataset(
-        *(_read(tfds, builder, split) for split in ("train", "test")),
+        train=_read(tfds, builder, "train", num_train),
+        test=_read(tfds, builder, "test", 0),
         class_names=tuple(features["label"].names),
     )
 
 
-def _read(tfds, builder, split: str) -> Split:
+def _read(tfds, builder, split: str, number: int) -> Split:
     source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     records = source.__getitems__(list(range(len(source))))
     if "id" in builder.info.features:
         records = sorted(records, key=lambda record: record["id"])
+    labels = np.asarray([record["label"] for record in records], np.int32)
+    rows = balanced_rows(labels, number)
     with ThreadPoolExecutor() as pool:
-        images = list(pool.map(lambda record: _decode(record["image"]), records))
+        images = list(pool.map(lambda row: _decode(records[row]["image"]), rows))
     if len({image.shape for image in images}) != 1:
         raise UsageError(
             f"data.name={builder.name!r} has images of several sizes; prepare a copy with one size"
         )
-    labels = np.asarray([record["label"] for record in records], np.int32)
-    return Split(np.stack(images), labels)
+    return Split(np.stack(images), labels[rows])
 
 
 def _decode(encoded: bytes) -> np.ndarray:

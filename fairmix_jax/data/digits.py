@@ -1,7 +1,6 @@
 """Scikit-learn's handwritten digits: 1,797 real images of 8x8 pixels, no download."""
 
 import numpy as np
-from sklearn import datasets
 
 from fairmix_jax.data import Dataset, Split
 
@@ -16,6 +15,8 @@ def make() -> Dataset:
 
     Reference: Alpaydin and Kaynak 1998, UCI, https://doi.org/10.24432/C50P49.
     """
+    from sklearn import datasets  # takes seconds to import
+
     images, labels = datasets.load_digits(return_X_y=True)
     images = np.rint(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     labels = labels.astype(np.int32)

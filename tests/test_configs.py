@@ -1,0 +1,82 @@
+"""Every config builds, is locked, holds plain data and has a smoke variant."""
+
+import importlib
+
+import pytest
+
+from configs import base
+from fairmix_jax import config as config_lib
+from fairmix_jax import plugins, study
+from fairmix_jax.errors import UsageError
+
+NAMES = sorted(
+    path.stem
+    for path in importlib.resources.files("configs").iterdir()
+    if path.suffix == ".py" and path.stem not in ("base", "saved")
+)
+
+
+def get_config(name, arg=""):
+    return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("arg", ["", "smoke"])
+def test_config_is_valid_locked_and_plain(name, arg):
+    config = get_config(name, arg)
+    config_lib.check(config)
+    assert config.is_locked
+    for _, value in config_lib.flatten(config_lib.resolved(config)):
+        assert isinstance(value, (str, int, float, bool, tuple, type(None)))
+    for _, changes in study.expand(config.sweep):
+        for field in changes:
+            config_lib.get(config, field)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_variants_are_refused(name):
+    with pytest.raises(ValueError, match="':smoke'"):
+        get_config(name, "smok")
+
+
+def test_the_configs_that_the_project_promises():
+    promised = {"quickstart", "digits", "fashion_mnist", "cifar10", "cifar10_small", "synthetic"}
+    assert promised <= set(NAMES)
+
+
+def test_accelerator_recipe():
+    plain = config_lib.resolved(get_config("cifar10"))
+    assert plain["model"] == {"name": "preact_resnet", "depth": 18, "width": 64, "norm": "batch"}
+    assert plain["attack"] == {
+        "norm": "linf", "epsilon": 8 / 255, "step_size": 2 / 255, "num_steps": 10,
+    }  # fmt: skip
+    assert plain["optim"]["name"] == "sgd" and plain["optim"]["nesterov"]
+    assert plain["optim"]["schedule"] == "piecewise" and plain["averaging"]["name"] == "ema"
+
+
+def test_base_has_a_field_for_every_member_argument():
+    config = base.get_config()
+    for axis in ("data", "models", "bases", "rules", "averaging"):
+        section = {"data": "data", "models": "model", "bases": "base", "rules": "rule"}.get(
+            axis, axis
+        )
+        for field in plugins.all_parameters(axis):
+            assert field in config[section]
+
+
+def test_sweep_expands_to_its_grid_in_order():
+    members = study.expand("mixing.name=none,same_class seed=0,1")
+    assert [name for name, _ in members] == [
+        "mixing.name=none,seed=0",
+        "mixing.name=none,seed=1",
+        "mixing.name=same_class,seed=0",
+        "mixing.name=same_class,seed=1",
+    ]
+    assert members[3][1] == {"mixing.name": "same_class", "seed": 1}
+    assert study.expand("") == []
+
+
+@pytest.mark.parametrize("sweep", ["seed", "seed=", "=1", "seed=1,,2"])
+def test_malformed_sweeps_are_named(sweep):
+    with pytest.raises(UsageError, match="is not understood"):
+        study.expand(sweep)

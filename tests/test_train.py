@@ -1,0 +1,302 @@
+"""The training step as a pure function, and the loop that repeats it."""
+
+import json
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import digits
+from fairmix_jax import config as config_lib
+from fairmix_jax import optim, plugins, train
+from fairmix_jax.checkpoint import digest
+from fairmix_jax.data import batches
+from fairmix_jax.errors import Interrupted, UsageError
+from fairmix_jax.experiment import build
+from fairmix_jax.types import Batch, ThreatModel
+
+TOTAL_STEPS = 20
+
+
+def tiny(**changes):
+    """The digits config, shrunk, with dotted fields changed."""
+    config = digits.get_config("smoke").unlock()
+    config.model.width = 8
+    config.batch_size = 40
+    config.data.num_train = 250
+    config.attack.num_steps = 2
+    config.validation.num_steps = 2
+    with config.ignore_type():
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+def assemble(config):
+    experiment = build(config)
+    trainer = train.assemble(config, experiment, total_steps=TOTAL_STEPS, key=jax.random.key(0))
+    split = batches.to_device(experiment.train)
+    return trainer, [
+        batches.take(split, np.arange(n, n + 40, dtype=np.int32), 40) for n in (0, 40, 80)
+    ]
+
+
+def run(config, *, copies=1):
+    trainer, data = assemble(config)
+    chex.clear_trace_counter()  # it counts by name, over all steps of this process
+    step = jax.jit(chex.assert_max_traces(trainer.train_step, n=1))
+    state = trainer.initial_state
+    for batch in data * copies:
+        state, metrics = step(state, batch, jax.random.key(7))
+    return trainer.initial_state, state, metrics
+
+
+@pytest.fixture(scope="module")
+def three_steps():
+    return run(tiny())
+
+
+def test_one_trace_and_a_fixed_state(three_steps):
+    initial, state, _ = three_steps
+    chex.assert_trees_all_equal_shapes_and_dtypes(initial, state)
+    assert int(state.step) == 3
+    assert {field for field in state.__dataclass_fields__} == {
+        "step", "params", "batch_stats", "opt_state", "rule_state", "average",
+    }  # fmt: skip
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+
+
+def test_metrics_count_every_example_once(three_steps):
+    _, _, metrics = three_steps
+    assert int(metrics.counts.total.sum()) == 40
+    assert (metrics.counts.correct <= metrics.counts.total).all()
+    assert np.isfinite(metrics.loss)
+
+
+@pytest.mark.parametrize("epsilon, steps", [(0.0, 2), (0.2, 0)])
+def test_pgd_at_without_a_perturbation_is_standard(epsilon, steps):
+    """Zero radius; zero steps leave the random start, so only the first is an identity."""
+    adversarial = run(tiny(attack__epsilon=epsilon, attack__num_steps=steps))[1]
+    standard = run(tiny(base__name="standard"))[1]
+    same = digest(adversarial.params) == digest(standard.params)
+    close = jax.tree.all(
+        jax.tree.map(
+            lambda a, b: bool(jnp.allclose(a, b, atol=1e-5)), adversarial.params, standard.params
+        )
+    )
+    assert close if epsilon == 0 else not same
+
+
+def test_mixing_one_sample_is_no_mixing_and_two_samples_are_not():
+    none = run(tiny())[1]
+    one, two = (run(tiny(mixing__name="same_class", mixing__num_samples=n))[1] for n in (1, 2))
+    chex.assert_trees_all_close(one.params, none.params, atol=1e-6)
+    assert digest(two.params) != digest(none.params)
+
+
+def test_the_attack_writes_no_batch_statistics():
+    """The attack sees the running statistics; only the pass on its result updates them."""
+    config = tiny()
+    experiment = build(config)
+    model = experiment.model
+    params, stats = model.init(jax.random.key(0))
+    calls = []
+
+    def apply_fn(params, batch_stats, images, *, train):
+        calls.append(train)
+        return model.apply(params, batch_stats, images, train=train)
+
+    attack = partial(train.attacks.pgd, threat=ThreatModel(), num_steps=2, step_size=0.1)
+    base = plugins.load("bases", "pgd_at")(apply_fn, attack)
+    images = jnp.asarray(experiment.train.images[:4], jnp.float32) / 255
+    inputs = train.StepInput(
+        images, jnp.eye(10)[:4], jnp.arange(4), radius=jnp.ones(4), beta=jnp.ones(4)
+    )
+    result = base(params, stats, jax.random.key(1), inputs)
+    assert calls.count(True) == 1 and calls.count(False) >= 1
+    assert digest(result.batch_stats) != digest(stats)
+
+
+def test_sharded_over_two_devices_equals_one():
+    """Sums over the batch are split in two, so equality is up to rounding through three steps."""
+    trainer, data = assemble(tiny(mixing__name="same_class"))
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    step = jax.jit(trainer.train_step)
+    one = two = trainer.initial_state
+    two = jax.device_put(two, everywhere)
+    key = jax.random.key(7)
+    for batch in data:
+        one, counted = step(one, batch, key)
+        two, counted_too = step(two, jax.device_put(batch, rows), jax.device_put(key, everywhere))
+    chex.assert_trees_all_close(one.params, two.params, atol=2e-4)
+    chex.assert_trees_all_close(counted.loss, counted_too.loss, rtol=1e-4)
+
+
+def test_memorises_a_few_images():
+    _, _, metrics = run(
+        tiny(base__name="standard", optim__schedule="constant", averaging__name="none",
+             averaging__decay=None), copies=15,
+    )  # fmt: skip
+    assert float(metrics.loss) / 40 < 0.1
+    assert int(metrics.counts.correct.sum()) == 40
+
+
+def test_a_batch_of_one_class_and_absent_classes_work():
+    trainer, data = assemble(tiny(mixing__name="same_class"))
+    batch = data[0]._replace(labels=jnp.full(40, 3, jnp.int32))
+    state, metrics = jax.jit(trainer.train_step)(
+        trainer.initial_state, Batch(*batch), jax.random.key(0)
+    )
+    assert metrics.counts.total.tolist() == [0, 0, 0, 40] + [0] * 6
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+class Stop:
+    """Asks to stop once `after` steps are done."""
+
+    def __init__(self, after):
+        self.after, self.asked = after, 0
+
+    @property
+    def received(self):
+        self.asked += 1
+        return "SIGTERM" if self.asked > self.after else None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("after", [1, 7])
+def test_interrupted_at_any_step_and_resumed_equals_uninterrupted(after, tmp_path, monkeypatch):
+    config = tiny(total_epochs=3, checkpoint__every_epochs=2)
+    whole = train.fit(config, build(config), tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "StopRequest", lambda: Stop(after))
+        with pytest.raises(Interrupted, match="SIGTERM: saved at step"):
+            train.fit(config, build(config), tmp_path / "parts")
+    assert train.fit(config, build(config), tmp_path / "parts") == whole
+
+    def curve(name):
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [
+            {k: v for k, v in json.loads(line).items() if k != "images_per_second"}
+            for line in lines
+        ]
+
+    assert curve("parts") == curve("whole")
+    assert len(curve("whole")) == 3
+
+
+def test_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(tmp_path):
+    config = tiny(total_epochs=3)
+    whole = train.fit(config, build(config), tmp_path)
+    newest = max((tmp_path / "checkpoints" / "state").iterdir(), key=lambda path: int(path.name))
+    (newest / "meta" / "metadata").write_text("{")
+    assert train.fit(config, build(config), tmp_path) == whole
+
+
+def test_best_weights_have_the_best_validation_score(tmp_path):
+    config = tiny(total_epochs=4)
+    train.fit(config, build(config), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    scores = {
+        line["step"]: line["val_robust/average"] + line["val_robust/worst_class"]
+        for line in lines
+        if "val_robust/average" in line
+    }
+    best = [path.name for path in (tmp_path / "checkpoints" / "best").iterdir()]
+    assert best == [str(max(scores, key=lambda step: (scores[step], -step)))]
+
+
+def test_loss_that_is_not_finite_is_an_error(tmp_path):
+    config = tiny(optim__learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match="lower optim"):
+        train.fit(config, build(config), tmp_path)
+
+
+def schedule(**changes):
+    arguments = dict(
+        total_steps=100, name="sgd", learning_rate=1.0, momentum=0.0, nesterov=False,
+        weight_decay=0.0, schedule="piecewise", milestones=(0.5, 0.75), decay=0.1, warmup=0.0,
+    ) | changes  # fmt: skip
+    tx = optim.make(**arguments)
+    state, rates = tx.init(jnp.zeros(())), []
+    for _ in range(100):
+        update, state = tx.update(jnp.ones(()), state, jnp.ones(()))
+        rates.append(-float(update))
+    return rates
+
+
+def test_schedules_by_hand():
+    rates = schedule()
+    np.testing.assert_allclose(
+        [rates[i] for i in (0, 49, 50, 74, 75, 99)], [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+    rates = schedule(schedule="cosine", warmup=0.1)
+    np.testing.assert_allclose([rates[i] for i in (0, 5, 10, 55)], [0, 0.5, 1, 0.5], atol=1e-6)
+    assert rates[99] < 1e-3
+    rates = schedule(warmup=0.1)
+    np.testing.assert_allclose([rates[i] for i in (49, 50, 75)], [1, 0.1, 0.01], rtol=1e-5)
+
+
+def test_weight_decay_is_the_l2_penalty():
+    # gradient 1 + 0.5 * parameter 1
+    assert schedule(weight_decay=0.5)[0] == pytest.approx(1.5)
+
+
+def test_ema_by_hand():
+    averaging = plugins.load("averaging", "ema")(decay=0.5)
+    weights = train.Weights({"w": jnp.asarray(1.0)}, {})
+    average = averaging.init(weights)
+    # t = 1: decay min(0.5, 2/11); 2/11 * 1 + 9/11 * 3 = 29/11
+    average = averaging.update(average, train.Weights({"w": jnp.asarray(3.0)}, {}), jnp.asarray(1))
+    assert float(average.params["w"]) == pytest.approx(29 / 11)
+    # t = 100: decay min(0.5, 101/110) = 0.5
+    average = averaging.update(average, weights, jnp.asarray(100))
+    assert float(average.params["w"]) == pytest.approx((29 / 11 + 1) / 2)
+
+
+def test_ema_without_memory_is_the_current_weights():
+    _, plain, _ = run(tiny(averaging__name="none", averaging__decay=None))
+    _, averaged, _ = run(tiny(averaging__decay=0.0))
+    chex.assert_trees_all_close(averaged.average.params, plain.params, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(batch_size=4096), "batch_size=4096 is larger than the 210 training examples"),
+        (dict(averaging__decay=1.0), r"averaging.decay=1.0 is outside \[0, 1\)"),
+        (dict(model__name="preact_resnet", model__depth=11), "model.depth=11 is unknown"),
+    ],
+)
+def test_configs_that_cannot_be_built_are_named(changes, message):
+    with pytest.raises(UsageError, match=message):
+        assemble(tiny(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            dict(base__name="nosuch"),
+            "base.name='nosuch' is unknown; choose one of pgd_at, standard",
+        ),
+        (dict(model__depth=18), "model.depth=18 does not belong to 'small_cnn'"),
+        (dict(attack__epsilon=-0.1), "attack.epsilon=-0.1 is out of range"),
+        (dict(attack__norm="l7"), "attack.norm='l7' is unknown"),
+        (dict(mixing__num_samples=0), "mixing.num_samples=0 is out of range"),
+        (dict(evaluate__weights="best", data__val_fraction=0.0), "data.val_fraction"),
+    ],
+)
+def test_wrong_values_are_named(changes, message):
+    with pytest.raises(UsageError) as raised:
+        config_lib.check(tiny(**changes))
+    assert message in str(raised.value) and "\n" not in str(raised.value)

@@ -35,7 +35,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.mixing.num_samples = 2
     config.mixing.law = "dirichlet"
     config.mixing.alpha = 1.0
+    config.mixing.weights = ()  # fixed weights, instead of num_samples, law and alpha
     config.mixing.probability = 1.0
+    config.mixing.class_strength = ()  # factors of the probability, one a class; empty: ones
+    config.mixing.per_batch = False
+    config.mixing.stage = "before_attack"
+    config.mixing.num_groups = 1  # equal parts of the batch that are paired apart
+    config.mixing.off_epochs = 0  # last epochs without mixing
 
     # The training attack; its norm and epsilon are also those of the evaluation.
     config.attack = ConfigDict()

@@ -12,10 +12,12 @@ def get_config(arg: str = ""):
     """Returns the config; `:smoke` runs two epochs of one seed each."""
     smoke = base.variant(arg)
     config = digits.get_config(arg).unlock()
+    config.total_epochs = 40
     config.mixing.num_samples = 2
     config.mixing.law = "uniform"
     config.sweep = "mixing.name=none,same_class seed=0,1,2"
 
     if smoke:
+        config.total_epochs = 2
         config.sweep = "mixing.name=none,same_class"
     return config.lock()

@@ -77,7 +77,7 @@ class Checkpoints:
         args = ocp.args.Composite(
             tree=ocp.args.StandardRestore(template), meta=ocp.args.JsonRestore()
         )
-        restored = self._manager.restore(step, args=args)
+        restored: Any = self._manager.restore(step, args=args)
         if digest(restored.tree) != restored.meta["sha256"]:
             raise ValueError("its content does not match its sha256")
         return restored.tree, restored.meta

@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _run(argv: Sequence[str]) -> None:
-    if _CACHE.value and not jax.config.jax_compilation_cache_dir:
+    if _CACHE.value and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path(_CACHE.value).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     from fairmix_jax import report, study
@@ -82,11 +82,26 @@ def _with_saved_config(argv: list[str]) -> list[str]:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
-    except FileNotFoundError as error:
-        raise UsageError(f"--config={error.filename!r} does not exist; see configs/") from error
-    except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is not None:
+            _ = _CONFIG.value.is_locked  # a config file that cannot be read says so on first use
+    except OSError as error:
+        raise UsageError(_one_line(f"--config cannot be read: {error.__cause__}")) from error
+    except (KeyError, AttributeError) as error:
+        unknown = [argument for argument in argv if str(error).strip("'\"") in argument]
+        raise UsageError(
+            f"{' '.join(unknown) or error} names no config field; configs/base.py has them all"
+        ) from error
+    except (flags.Error, ValueError, TypeError) as error:
+        message = str(error).strip()
+        if "Error whilst parsing config file" in message:
+            message = "--config: " + message.splitlines()[-1].removeprefix("ValueError: ")
+        raise UsageError(_one_line(message)) from error
+    return rest
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
 
 
 def _exit_with(message: str, status: int) -> None:

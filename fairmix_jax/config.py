@@ -12,8 +12,9 @@ from fairmix_jax.errors import UsageError
 
 _CHOICES = {
     "attack.norm": ("linf", "l2"),
-    "mixing.name": ("none", "same_class"),
+    "mixing.name": ("none", "same_class", "cross_class"),
     "mixing.law": ("dirichlet", "uniform"),
+    "mixing.stage": ("before_attack", "after_attack", "hidden"),
     "optim.name": ("sgd", "adam"),
     "optim.schedule": ("piecewise", "cosine", "constant"),
     "evaluate.weights": ("best", "last"),
@@ -29,6 +30,8 @@ _RANGES = {
     "mixing.num_samples": (1, math.inf),
     "mixing.alpha": (0, math.inf),
     "mixing.probability": (0, 1),
+    "mixing.num_groups": (1, math.inf),
+    "mixing.off_epochs": (0, math.inf),
     "attack.epsilon": (0, math.inf),
     "attack.step_size": (0, math.inf),
     "attack.num_steps": (0, math.inf),

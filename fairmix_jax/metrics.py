@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 _RESAMPLES = 10_000
 
 
-def summarize(class_total: Sequence[int], class_correct: Sequence[int]) -> dict[str, float | int]:
+def summarize(class_total: ArrayLike, class_correct: ArrayLike) -> dict[str, float | int]:
     """Returns average, worst class, gap and standard deviation of the class accuracies.
 
     With `a_c` the accuracy of class `c`: `average` is the mean of `a_c` over classes (on a
@@ -46,7 +47,7 @@ def _statistics(accuracy: np.ndarray, present: np.ndarray) -> dict[str, np.ndarr
 
 
 def bootstrap(
-    class_total: Sequence[int], class_correct: Sequence[int], *, level: float = 0.95
+    class_total: ArrayLike, class_correct: ArrayLike, *, level: float = 0.95
 ) -> dict[str, list[float]]:
     """Returns percentile intervals of average, worst class and gap over the test images.
 
@@ -75,33 +76,33 @@ def bootstrap(
     }
 
 
-def mean_interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float]:
+def mean_interval(values: ArrayLike, *, level: float = 0.95) -> tuple[float, float]:
     """Returns the mean and the half-width of its Student t interval over seeds.
 
     Args:
       values: one number a seed; with a single one the half-width is infinite.
       level: of the interval.
     """
-    values = np.asarray(values, float)
-    if len(values) < 2:
-        return float(values.mean()), float("inf")
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(special.stdtrit(len(values) - 1, (1 + level) / 2) * error)
+    sample = np.asarray(values, float)
+    if len(sample) < 2:
+        return float(sample.mean()), float("inf")
+    error = sample.std(ddof=1) / np.sqrt(len(sample))
+    return float(sample.mean()), float(special.stdtrit(len(sample) - 1, (1 + level) / 2) * error)
 
 
 def result(
-    class_total: Sequence[int],
-    class_correct: Sequence[int],
+    class_total: ArrayLike,
+    class_correct: ArrayLike,
     class_names: Sequence[str],
     *,
     seconds: float,
 ) -> dict[str, Any]:
     """Returns one attack's entry of `evaluation.json`."""
     summary = summarize(class_total, class_correct)
-    worst = summary.pop("worst_class_index")
+    worst = int(summary.pop("worst_class_index"))
     return {
-        "class_total": [int(n) for n in class_total],
-        "class_correct": [int(n) for n in class_correct],
+        "class_total": np.asarray(class_total).tolist(),
+        "class_correct": np.asarray(class_correct).tolist(),
         **summary,
         "worst_class_name": class_names[worst],
         "ci95": bootstrap(class_total, class_correct),

@@ -1,24 +1,46 @@
-"""Same-class mixup: convex combinations of samples of one class, label kept.
+"""Mixup within a class: convex combinations of samples of one class, label kept.
 
-The mixing of the seed idea (Zhong and Tandon 2024, arXiv 2411.14424): mix within a class,
+The idea of the seed paper (Zhong and Tandon 2024, arXiv 2411.14424): mix within a class,
 then train adversarially on the mixed inputs. `same_class_mixup` is a draw of partners
-(`same_class_partners`), a draw of weights (`mixing_weights`) and their combination
-(`mix`); each can be used alone. All are pure, jittable and vmappable over keys.
+(`same_class_partners`), a draw of weights (`mixing_weights`) and their combination (`mix`);
+each can be used alone. `cross_class_mixup` is the control. All are pure, jittable and
+vmappable over keys.
+
+Where a number may differ by class, it is a scalar or an array `[K]`, looked up by label, so
+that all strengths share one compilation. `[B]` is the batch, `k` the number of samples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from fairmix_jax.types import Array, Key
 
-Mixing = Callable[[Key, Array, Array, Array], tuple[Array, Array]]
-"""`(key, images [B, H, W, C], labels [B], strength [K]) -> (images, targets [B, K])`."""
+PerClass = Array | np.ndarray | float
+"""A scalar, or `[K]`, one number for each class."""
 
 
-def same_class_partners(key: Key, labels: Array, *, num_partners: int = 1) -> Array:
+class Plan(NamedTuple):
+    """What is mixed with what.
+
+    Attributes:
+      partners: `[k - 1, B]` int32, positions in the batch.
+      weights: `[B, k]` float32, convex; the first is the example's own.
+    """
+
+    partners: Array
+    weights: Array
+
+
+def same_class_partners(
+    key: Key, labels: Array, *, num_partners: int = 1, num_groups: int = 1
+) -> Array:
     """Returns for every example the positions of others of its class.
 
     The members of a class are put in a random cyclic order; partner number `j` is the
@@ -28,14 +50,29 @@ def same_class_partners(key: Key, labels: Array, *, num_partners: int = 1) -> Ar
     class has one member; partners of an example differ as long as the class has more than
     `num_partners` members (then they repeat in turn); each row is a permutation of the
     batch, so class frequencies are kept; each partner is uniform among the other members.
+    All of it within each of `num_groups` equal consecutive parts of the batch, which
+    ignore each other: a batch sharded into that many parts, or fewer, is paired without
+    communication, and equally on any number of devices.
 
     Args:
       key: the key is consumed.
       labels: `[B]` int, any values; absent classes do not matter.
       num_partners: static, at least 0.
+      num_groups: static, divides `B`.
 
     Returns: `[num_partners, B]` int32.
+
+    Raises:
+      ValueError: `num_groups` does not divide `B`.
     """
+    groups = _split(labels, num_groups)
+    keys = jax.random.split(key, num_groups)
+    local = jax.vmap(partial(_partners, num_partners=num_partners))(keys, groups)
+    start = jnp.arange(num_groups, dtype=jnp.int32) * groups.shape[1]
+    return jnp.moveaxis(local + start[:, None, None], 0, 1).reshape(num_partners, len(labels))
+
+
+def _partners(key: Key, labels: Array, num_partners: int) -> Array:
     (size,) = labels.shape
     position = jnp.arange(size, dtype=jnp.int32)
     grouped, _, order = lax.sort(
@@ -52,77 +89,147 @@ def same_class_partners(key: Key, labels: Array, *, num_partners: int = 1) -> Ar
     return jax.vmap(partner)(jnp.arange(num_partners, dtype=jnp.int32))
 
 
+def _split(array: Array, num_groups: int) -> Array:
+    if len(array) % num_groups:
+        raise ValueError(f"num_groups={num_groups} does not divide the batch of {len(array)}")
+    return array.reshape(num_groups, -1, *array.shape[1:])
+
+
 def mixing_weights(
     key: Key,
-    shape: tuple[int, ...],
     num_samples: Array | int,
     *,
-    law: str = "dirichlet",
+    law: str | Sequence[float] = "dirichlet",
     alpha: Array | float = 1.0,
     max_samples: int | None = None,
 ) -> Array:
-    """Returns convex weights, largest first.
+    """Returns the convex weights of one example, its own first.
 
     `"uniform"` gives `1 / num_samples` each. `"dirichlet"` draws from
     Dirichlet(alpha, ..., alpha), for two samples `lambda ~ Beta(alpha, alpha)`, and then
-    swaps the largest weight to the front, so that an example stays nearest to itself.
+    swaps the largest weight to the front, so that an example stays nearest to itself. A
+    sequence is the weights themselves; those beyond `num_samples` go to the first.
 
-    Guarantees: nonnegative; each row sums to 1 up to rounding; weights beyond `num_samples`
-    are zero; `num_samples = 1` and `alpha = 0`, the limit of small `alpha`, give
-    `(1, 0, ...)`. The shrinkage of a class's covariance is `s = sum_i weight_i^2`, with
-    mean `1 / k` for `"uniform"` and `(alpha + 1) / (k alpha + 1)` for `"dirichlet"`.
+    Guarantees: nonnegative; the sum is 1 up to rounding; weights beyond `num_samples` are
+    zero; `num_samples = 1` and `alpha = 0`, the limit of small `alpha`, give `(1, 0, ...)`.
+    The covariance of a class shrinks by `s = sum_i weight_i^2`, with mean `1 / k` for
+    `"uniform"` and `(alpha + 1) / (k alpha + 1)` for `"dirichlet"`.
 
     Args:
-      key: the key is consumed; not used by `"uniform"`.
-      shape: leading shape of the result, e.g. `(B,)`.
-      num_samples: `k >= 1`, broadcastable to `shape`.
-      law: `"dirichlet"` or `"uniform"`, static.
-      alpha: at least 0, broadcastable to `shape`.
-      max_samples: static length of a row; `num_samples` if that is a Python int.
+      key: the key is consumed; only `"dirichlet"` uses it.
+      num_samples: `[]` int, `k >= 1`; may be traced if `max_samples` is given.
+      law: `"dirichlet"`, `"uniform"` or a sequence of weights; static.
+      alpha: `[]`, at least 0.
+      max_samples: static length of the result, at least `num_samples`, which is the default.
 
-    Returns: `[*shape, max_samples]` float32.
+    Returns: `[max_samples]` float32.
 
     Raises:
-      ValueError: unknown law.
+      ValueError: unknown law, weights that are not convex, `num_samples < 1`.
     """
-    if max_samples is None:
-        max_samples = int(num_samples)
-    count = jnp.broadcast_to(jnp.asarray(num_samples, jnp.int32), shape)[..., None]
-    used = jnp.arange(max_samples, dtype=jnp.int32).reshape((1,) * len(shape) + (-1,)) < count
+    length = _length(num_samples, law, max_samples)
+    column = jnp.arange(length, dtype=jnp.int32)
+    used = column < num_samples
+    if not isinstance(law, str):
+        kept = jnp.where(used, jnp.asarray(_convex(law), jnp.float32), 0.0)
+        return kept.at[0].add(1 - jnp.sum(kept))
     if law == "uniform":
-        return used.astype(jnp.float32) / count.astype(jnp.float32)
+        return used.astype(jnp.float32) / jnp.asarray(num_samples, jnp.float32)
     if law != "dirichlet":
-        raise ValueError(f"law={law!r} is unknown; choose 'dirichlet' or 'uniform'")
-    alpha = jnp.broadcast_to(jnp.asarray(alpha, jnp.float32), shape)[..., None]
-    log_gamma = jax.random.loggamma(key, jnp.where(alpha > 0, alpha, 1.0), (*shape, max_samples))
-    weights = jax.nn.softmax(jnp.where(used, log_gamma, -jnp.inf), axis=-1)
-    front = jnp.arange(max_samples) == 0
-    front = front.reshape((1,) * len(shape) + (-1,))
-    is_largest = jax.nn.one_hot(jnp.argmax(weights, axis=-1), max_samples, dtype=bool)
-    largest = jnp.max(weights, axis=-1, keepdims=True)
-    swapped = jnp.where(front, largest, jnp.where(is_largest, weights[..., :1], weights))
-    return jnp.where(alpha > 0, swapped, front.astype(jnp.float32))
+        raise ValueError(f"law={law!r} is unknown; choose 'dirichlet', 'uniform' or weights")
+    alpha = jnp.asarray(alpha, jnp.float32)
+    log_gamma = jax.random.loggamma(key, jnp.where(alpha > 0, alpha, 1.0), (length,))
+    weights = jax.nn.softmax(jnp.where(used, log_gamma, -jnp.inf))
+    swapped = weights.at[jnp.argmax(weights)].set(weights[0]).at[0].set(jnp.max(weights))
+    return jnp.where(alpha > 0, swapped, (column == 0).astype(jnp.float32))
 
 
-def mix(images: Array, partners: Array, weights: Array) -> Array:
+def _length(num_samples: PerClass, law: str | Sequence[float], max_samples: int | None) -> int:
+    if not isinstance(law, str):
+        return len(law)
+    if isinstance(num_samples, Tracer) and max_samples is None:
+        raise ValueError("num_samples is traced; give max_samples, the static largest of them")
+    if max_samples is None:
+        max_samples = int(np.max(np.asarray(num_samples)))
+    if max_samples < 1:
+        raise ValueError(f"num_samples={num_samples} is not a number of images; give 1 or more")
+    return max_samples
+
+
+def _convex(weights: Sequence[float]) -> np.ndarray:
+    array = np.asarray(weights, np.float64)
+    if (array < 0).any() or abs(array.sum() - 1) > 1e-6:
+        raise ValueError(f"weights {tuple(weights)} are not convex: nonnegative with sum 1")
+    return array
+
+
+def mix(images: Array, plan: Plan, *, num_groups: int = 1) -> Array:
     """Returns `weights[:, 0] images + sum_j weights[:, j] images[partners[j - 1]]`.
 
     Guarantees: with convex weights each pixel lies between the extremes of its sources, up
-    to rounding; weights `(1, 0, ...)` return `images` exactly.
+    to rounding; weights `(1, 0, ...)` return `images` exactly; if the partners were drawn
+    in `num_groups` groups, nothing is gathered across groups.
 
     Args:
-      images: `[B, ...]` float: images, features or class probabilities.
-      partners: `[k - 1, B]` int.
-      weights: `[B, k]`.
+      images: `[B, ...]` float: images, hidden features or class probabilities.
+      plan: partners and weights.
+      num_groups: as the partners were drawn; static.
     """
-
-    def scaled(weight: Array, array: Array) -> Array:
-        return weight.reshape((-1,) + (1,) * (array.ndim - 1)).astype(array.dtype) * array
-
-    mixed = scaled(weights[:, 0], images)
-    for number in range(weights.shape[1] - 1):
-        mixed += scaled(weights[:, number + 1], images[partners[number]])
+    weights = plan.weights.reshape(*plan.weights.shape, *(1,) * (images.ndim - 1))
+    weights = weights.astype(images.dtype)
+    groups = _split(images, num_groups)
+    start = jnp.arange(num_groups, dtype=jnp.int32)[:, None] * groups.shape[1]
+    mixed = weights[:, 0] * images
+    for number, partners in enumerate(plan.partners, start=1):
+        chosen = jax.vmap(lambda group, rows: group[rows])(
+            groups, _split(partners, num_groups) - start
+        )
+        mixed += weights[:, number] * chosen.reshape(images.shape)
     return mixed
+
+
+def draw_plan(
+    key: Key,
+    labels: Array,
+    *,
+    num_samples: PerClass = 2,
+    alpha: PerClass = 1.0,
+    law: str | Sequence[float] = "dirichlet",
+    probability: PerClass = 1.0,
+    per_batch: bool = False,
+    across_classes: bool = False,
+    num_groups: int = 1,
+    max_samples: int | None = None,
+) -> Plan:
+    """Returns partners and weights for a batch.
+
+    Args:
+      key, labels, and so on: see `same_class_mixup`.
+      across_classes: partners from the whole batch instead of the own class; static.
+    """
+    length = _length(num_samples, law, max_samples)
+    partner_key, draw_key = jax.random.split(key)
+    pool = jnp.zeros_like(labels) if across_classes else labels
+    partners = same_class_partners(
+        partner_key, pool, num_partners=length - 1, num_groups=num_groups
+    )
+
+    def of_example(value: PerClass) -> Array:
+        value = jnp.asarray(value)
+        return value[labels] if value.ndim else jnp.broadcast_to(value, labels.shape)
+
+    def one(key: Key, num_samples: Array, alpha: Array, probability: Array) -> Array:
+        weight_key, choice_key = jax.random.split(key)
+        weights = mixing_weights(weight_key, num_samples, law=law, alpha=alpha, max_samples=length)
+        unmixed = jnp.zeros_like(weights).at[0].set(1.0)
+        return jnp.where(jax.random.uniform(choice_key) < probability, weights, unmixed)
+
+    keys = draw_key if per_batch else jax.random.split(draw_key, len(labels))
+    counts = of_example(num_samples if isinstance(law, str) else length)
+    weights = jax.vmap(one, in_axes=(None if per_batch else 0, 0, 0, 0))(
+        keys, counts, of_example(alpha), of_example(probability)
+    )
+    return Plan(partners, weights)
 
 
 def same_class_mixup(
@@ -130,70 +237,156 @@ def same_class_mixup(
     images: Array,
     labels: Array,
     *,
-    num_samples: int = 2,
-    alpha: float = 1.0,
-    law: str = "dirichlet",
-    probability: Array | float = 1.0,
+    num_samples: PerClass = 2,
+    alpha: PerClass = 1.0,
+    law: str | Sequence[float] = "dirichlet",
+    probability: PerClass = 1.0,
+    per_batch: bool = False,
+    num_groups: int = 1,
+    max_samples: int | None = None,
 ) -> Array:
     """Returns each image mixed with `num_samples - 1` others of its class.
 
     Guarantees: labels stay true for the result; a class with one member stays as it is;
-    `num_samples=1`, `alpha=0` or `probability=0` return `images`. Not idempotent in
-    distribution: the covariance within a class shrinks by `s`, see `mixing_weights`.
+    `num_samples=1`, `alpha=0` or `probability=0` return `images`. The mean of a class
+    stays, its covariance shrinks by `s`, see `mixing_weights`. Calling it with the same key
+    on another array mixes that one alike.
+
+    Edge cases: a class with fewer than `num_samples` members mixes some of them twice.
 
     Args:
       key: the key is consumed.
       images: `[B, H, W, C]`, or any `[B, ...]` float.
-      labels: `[B]` int.
-      num_samples: static, at least 1, the number of images in a combination.
-      alpha: at least 0, concentration of the weights; not used by `"uniform"`.
-      law: `"dirichlet"` or `"uniform"`.
-      probability: `[]` or `[B]`, with which an image is mixed at all.
+      labels: `[B]` int, in `0 .. K - 1` where a number differs by class.
+      num_samples: at least 1, the number of images in a combination; `[]` or `[K]`.
+      alpha: at least 0, concentration of the Dirichlet weights; `[]` or `[K]`.
+      law: `"dirichlet"`, `"uniform"` or a sequence of weights (then `num_samples` is not
+        used); static.
+      probability: with which an image is mixed at all; `[]` or `[K]`.
+      per_batch: one draw of weights and one coin for the whole batch; classes with equal
+        numbers share it; static.
+      num_groups: see `same_class_partners`; static.
+      max_samples: static largest `num_samples`, needed if that is traced.
 
     Returns: the shape and dtype of `images`.
 
     Raises:
-      ValueError: `num_samples < 1` or unknown law.
+      ValueError: `num_samples < 1`, unknown law, `num_groups` that does not divide `B`.
+
+    Reference: Zhong and Tandon 2024, arXiv 2411.14424 (the idea; the laws are ours).
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples={num_samples} is not a number of images; give 1 or more")
-    partner_key, weight_key, choice_key = jax.random.split(key, 3)
-    partners = same_class_partners(partner_key, labels, num_partners=num_samples - 1)
-    weights = mixing_weights(weight_key, labels.shape, num_samples, law=law, alpha=alpha)
-    chosen = jax.random.uniform(choice_key, labels.shape) < probability
-    unmixed = jnp.zeros_like(weights).at[:, 0].set(1.0)
-    return mix(images, partners, jnp.where(chosen[:, None], weights, unmixed))
+    plan = draw_plan(
+        key,
+        labels,
+        num_samples=num_samples,
+        alpha=alpha,
+        law=law,
+        probability=probability,
+        per_batch=per_batch,
+        num_groups=num_groups,
+        max_samples=max_samples,
+    )
+    return mix(images, plan, num_groups=num_groups)
+
+
+def cross_class_mixup(key: Key, images: Array, labels: Array, **options) -> Array:
+    """Returns each image mixed with others of the batch, whatever their class: the control.
+
+    Takes the arguments of `same_class_mixup`. Labels are mixed as the images are: call it
+    with the same key on their one-hot form.
+
+    Reference: Zhang et al. 2018, arXiv 1710.09412.
+    """
+    plan = draw_plan(key, labels, across_classes=True, **options)
+    return mix(images, plan, num_groups=options.get("num_groups", 1))
+
+
+class Mixed(NamedTuple):
+    """A batch as mixing hands it to a base loss.
+
+    Attributes:
+      images: `[B, H, W, C]`, to attack.
+      targets: `[B, K]` class probabilities.
+      after_attack: to apply to the attacked images.
+      hidden: to apply to the model's hidden features, where the loss is taken.
+    """
+
+    images: Array
+    targets: Array
+    after_attack: Callable[[Array], Array]
+    hidden: Callable[[Array], Array]
+
+
+Mixing = Callable[[Key, Array, Array, Array], Mixed]
+"""`(key, images [B, H, W, C], labels [B], strength [K]) -> Mixed`; the key is consumed."""
 
 
 def make(
     name: str,
     num_classes: int,
     *,
-    num_samples: int,
-    law: str,
-    alpha: float,
-    probability: float,
+    stage: str = "before_attack",
+    weights: Sequence[float] = (),
+    class_strength: Sequence[float] = (),
+    probability: float = 1.0,
+    law: str = "dirichlet",
+    num_groups: int = 1,
+    **options,
 ) -> Mixing:
-    """Returns the mixing that a config names, `"none"` or `"same_class"`.
+    """Returns the mixing that a config names.
 
-    The result maps `(key, images, labels, strength [K])` to mixed images and class
-    probabilities `[B, K]`, one-hot since labels are kept. `strength` multiplies
-    `probability`, class by class.
+    Args:
+      name: `"none"`, `"same_class"` or `"cross_class"`.
+      num_classes: `K`.
+      stage: `"before_attack"` mixes, then attacks the mixed images (the seed idea);
+        `"after_attack"` attacks each image, then mixes; `"hidden"` attacks each image,
+        then mixes hidden features. The last two keep classes apart: not for `cross_class`.
+      weights: fixed weights, used instead of `law` if not empty.
+      class_strength: `K` factors of `probability`; all ones if empty. The strength that
+        the mixing is called with multiplies them.
+      probability, law, num_groups, options: as in `same_class_mixup`.
+
+    Raises:
+      ValueError: unknown name or stage, or `class_strength` is not one number a class.
     """
+    if name not in ("none", "same_class", "cross_class"):
+        raise ValueError(f"mixing.name={name!r} is unknown; choose none, same_class, cross_class")
+    if stage not in ("before_attack", "after_attack", "hidden"):
+        raise ValueError(
+            f"mixing.stage={stage!r} is unknown; choose before_attack, after_attack, hidden"
+        )
+    if name == "cross_class" and stage != "before_attack":
+        raise ValueError(f"mixing.stage={stage!r} is for same_class only; use before_attack")
+    if class_strength and len(class_strength) != num_classes:
+        raise ValueError(
+            f"mixing.class_strength has {len(class_strength)} numbers for {num_classes} classes"
+        )
+    base_probability = probability * np.asarray(class_strength or np.ones(num_classes), np.float32)
 
-    def mixing(key: Key, images: Array, labels: Array, strength: Array) -> tuple[Array, Array]:
+    def mixing(key: Key, images: Array, labels: Array, strength: Array) -> Mixed:
         targets = jax.nn.one_hot(labels, num_classes)
         if name == "none":
-            return images, targets
-        mixed = same_class_mixup(
+            return Mixed(images, targets, _identity, _identity)
+        plan = draw_plan(
             key,
-            images,
             labels,
-            num_samples=num_samples,
-            alpha=alpha,
-            law=law,
-            probability=probability * strength[labels],
+            across_classes=name == "cross_class",
+            probability=jnp.asarray(base_probability) * strength,
+            law=weights or law,
+            num_groups=num_groups,
+            **options,
         )
-        return mixed, targets
+        apply = partial(mix, plan=plan, num_groups=num_groups)
+        if name == "cross_class":
+            targets = apply(targets)
+        if stage == "before_attack":
+            return Mixed(apply(images), targets, _identity, _identity)
+        if stage == "after_attack":
+            return Mixed(images, targets, apply, _identity)
+        return Mixed(images, targets, _identity, apply)
 
     return mixing
+
+
+def _identity(array: Array) -> Array:
+    return array

@@ -1,11 +1,10 @@
 """Optimizers and learning-rate schedules, assembled from optax."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import optax
-
-from fairmix_jax.types import Array
 
 
 def make(
@@ -49,7 +48,7 @@ def make(
         ramp = optax.linear_schedule(0.0, learning_rate, warmup_steps)
         rate = optax.join_schedules([ramp, rate], [warmup_steps])
 
-    def rate_at(count: Array) -> Array:  # optax's schedules mix types if given integers
+    def rate_at(count: Any) -> Any:  # optax's schedules mix types if given integers
         return rate(jnp.asarray(count, jnp.float32))
 
     if name == "sgd":

@@ -10,6 +10,8 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from fairmix_jax.errors import UsageError
 
 _SECTION = {
@@ -66,7 +68,7 @@ def all_parameters(axis: str) -> dict[str, type]:
     }
 
 
-def arguments(axis: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(axis: str, chosen: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     """Returns the complete keyword arguments of the member that `chosen` names.
 
     Args:

@@ -128,7 +128,7 @@ def _group(runs: Sequence[Run]) -> list[Group]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         label = ", ".join(f"{k}={run.config.get(k)}" for k in varying)
-        groups.setdefault(label or f"base.name={run.config['base.name']}", []).append(run)
+        groups.setdefault(label or run.config["base.name"], []).append(run)
     return [Group(label, members) for label, members in groups.items()]
 
 

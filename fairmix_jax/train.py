@@ -1,5 +1,6 @@
 """Training: one pure step composed of four choices, and the loop that repeats it."""
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -59,6 +60,7 @@ def make_train_step(
     rule: Rule,
     averaging: Averaging,
     tx: optax.GradientTransformation,
+    mixing_steps: float = math.inf,
 ) -> TrainStep:
     """Returns the training step, a pure function for the caller to jit and donate.
 
@@ -72,6 +74,7 @@ def make_train_step(
       rule: gives the knobs; its state is updated by the loop, once an epoch.
       averaging: which weights are evaluated.
       tx: the optimizer.
+      mixing_steps: after this many steps nothing is mixed any more.
 
     Returns: `(state, batch, key) -> (state, metrics)`; the batch has no padding.
     """
@@ -79,10 +82,14 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch, key: Key) -> tuple[TrainState, StepMetrics]:
         augment_key, mixing_key, base_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
         knobs = rule.knobs(state.rule_state)
+        strength = jnp.where(state.step < mixing_steps, knobs.mixing, 0.0)
         images = augment(augment_key, batch.images)
-        images, targets = mixing(mixing_key, images, batch.labels, knobs.mixing)
+        mixed = mixing(mixing_key, images, batch.labels, strength)
         inputs = StepInput(
-            images, targets, batch.labels, knobs.radius[batch.labels], knobs.beta[batch.labels]
+            labels=batch.labels,
+            radius=knobs.radius[batch.labels],
+            beta=knobs.beta[batch.labels],
+            **mixed._asdict(),
         )
 
         def loss_fn(params):
@@ -96,7 +103,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         weights = Weights(params, result.batch_stats)
-        counts = evaluate.count(result.logits, batch, num_classes=targets.shape[1])
+        counts = evaluate.count(result.logits, batch, num_classes=mixed.targets.shape[1])
         state = state.replace(
             step=step,
             params=params,
@@ -136,16 +143,19 @@ def assemble(config: ConfigDict, experiment: Experiment, *, total_steps: int, ke
     base = _member("bases", config.base, experiment.model.apply, attack)
     rule = _member("rules", config.rule, num_classes)
     averaging = _member("averaging", config.averaging)
+    options = config.mixing.to_dict()
+    off_epochs = options.pop("off_epochs")
     tx = optim.make(total_steps=total_steps, **config.optim)
     train_step = make_train_step(
         augment=partial(
             batches.augment, crop_padding=config.data.crop_padding, flip=config.data.flip
         ),
-        mixing=mixup.make(num_classes=num_classes, **config.mixing),
+        mixing=_built(mixup.make, num_classes=num_classes, **options),
         base=base,
         rule=rule,
         averaging=averaging,
         tx=tx,
+        mixing_steps=total_steps * (1 - off_epochs / config.total_epochs),
     )
     params, batch_stats = experiment.model.init(key)
     state = TrainState(
@@ -160,8 +170,13 @@ def assemble(config: ConfigDict, experiment: Experiment, *, total_steps: int, ke
 
 
 def _member(axis: str, section: ConfigDict, *arguments: Any) -> Any:
+    make = plugins.load(axis, section.name)
+    return _built(make, *arguments, **plugins.arguments(axis, section))
+
+
+def _built(make: Callable[..., Any], *arguments: Any, **fields: Any) -> Any:
     try:
-        return plugins.load(axis, section.name)(*arguments, **plugins.arguments(axis, section))
+        return make(*arguments, **fields)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

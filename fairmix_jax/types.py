@@ -98,12 +98,20 @@ class ApplyFn(Protocol):
     """The model as a pure function; the only view of it outside `fairmix_jax.models`."""
 
     def __call__(
-        self, params: Params, batch_stats: BatchStats, images: Array, *, train: bool
+        self,
+        params: Params,
+        batch_stats: BatchStats,
+        images: Array,
+        *,
+        train: bool,
+        hidden: Callable[[Array], Array] = lambda features: features,
     ) -> tuple[Array, BatchStats]:
         """Returns logits `[B, K]` and the new batch statistics.
 
         With `train=False` the running statistics normalise, examples do not influence each
-        other, and the statistics come back unchanged.
+        other, and the statistics come back unchanged. `hidden` is applied to the hidden
+        features, `[B, ...]`, half-way through the network; a linear model has none, and
+        applies it to its input.
         """
         ...
 
@@ -128,8 +136,9 @@ class Attack(Protocol):
         logits_fn: LogitsFn,
         key: Key,
         images: Array,
-        targets: Any,
+        labels: Array,
         *,
+        targets: Any,
         scale: Array,
         loss: str | Callable[[Array, Any], Array] = "ce",
     ) -> Array:
@@ -150,6 +159,8 @@ class StepInput(NamedTuple):
       labels: `[B]` int32, the class an example is counted under.
       radius: `[B]`, factor of the attack's radius.
       beta: `[B]`, factor of the robustness weight.
+      after_attack: to apply to the attacked images before the loss (mixing).
+      hidden: to apply to hidden features where the loss is taken (mixing).
     """
 
     images: Array
@@ -157,6 +168,8 @@ class StepInput(NamedTuple):
     labels: Array
     radius: Array
     beta: Array
+    after_attack: Callable[[Array], Array] = lambda images: images
+    hidden: Callable[[Array], Array] = lambda features: features
 
 
 class BaseLoss(NamedTuple):

@@ -1,5 +1,9 @@
 """Partners, weights and mixes: their guarantees, and two-sided statistics."""
 
+import functools
+import re
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +13,22 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fairmix_jax import mixup
-from fairmix_jax.mixup import make, mix
+from fairmix_jax.mixup import Plan, make, mix
 
 # One length, so one compilation; few classes or many, some with one member, some absent.
 labels_of = st.lists(st.sampled_from([0, 1, 2, 7, 9]), min_size=9, max_size=9).map(np.array)
 same_class_partners = jax.jit(mixup.same_class_partners, static_argnames="num_partners")
-same_class_mixup = jax.jit(mixup.same_class_mixup, static_argnames=("num_samples", "law"))
-mixing_weights = jax.jit(mixup.mixing_weights, static_argnames=("shape", "num_samples", "law"))
+same_class_mixup = jax.jit(
+    mixup.same_class_mixup,
+    static_argnames=("num_samples", "law", "per_batch", "num_groups", "max_samples"),
+)
+
+
+@functools.partial(jax.jit, static_argnames=("draws", "num_samples", "law"))
+def mixing_weights(seed, *, draws, num_samples, law="dirichlet", alpha=1.0):
+    keys = jax.random.split(jax.random.key(seed), draws)
+    draw = functools.partial(mixup.mixing_weights, law=law, alpha=alpha)
+    return jax.vmap(lambda key: draw(key, num_samples))(keys)
 
 
 @given(labels=labels_of, num_partners=st.sampled_from([0, 1, 3]), seed=st.integers(0, 999))
@@ -66,9 +79,7 @@ def test_the_uniformity_test_rejects_a_biased_chooser():
     seed=st.integers(0, 999),
 )
 def test_weights_are_convex_and_lead_with_the_largest(num_samples, alpha, law, seed):
-    weights = mixing_weights(
-        jax.random.key(seed), shape=(6,), num_samples=num_samples, law=law, alpha=alpha
-    )
+    weights = mixing_weights(seed, draws=6, num_samples=num_samples, law=law, alpha=alpha)
     assert weights.shape == (6, num_samples)
     assert (weights >= 0).all()
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
@@ -76,7 +87,7 @@ def test_weights_are_convex_and_lead_with_the_largest(num_samples, alpha, law, s
 
 
 def largest_of_pair(alpha):
-    weights = mixing_weights(jax.random.key(5), shape=(3_000,), num_samples=2, alpha=alpha)
+    weights = mixing_weights(5, draws=3_000, num_samples=2, alpha=alpha)
     return np.asarray(weights[:, 0], np.float64)
 
 
@@ -95,9 +106,7 @@ def test_pair_weights_follow_beta(alpha):
 
 @pytest.mark.parametrize("num_samples, alpha", [(2, 0.2), (3, 1.0), (4, 2.0)])
 def test_expected_shrinkage_is_the_formula(num_samples, alpha):
-    weights = mixing_weights(
-        jax.random.key(1), shape=(20_000,), num_samples=num_samples, alpha=alpha
-    )
+    weights = mixing_weights(1, draws=20_000, num_samples=num_samples, alpha=alpha)
     shrinkage = np.sum(np.asarray(weights, np.float64) ** 2, axis=1)
     expected = (alpha + 1) / (num_samples * alpha + 1)
     assert abs(shrinkage.mean() - expected) < 4 * shrinkage.std() / len(shrinkage) ** 0.5
@@ -156,7 +165,7 @@ def test_mix_by_hand():
     partners = jnp.asarray([[1, 2, 0], [2, 0, 1]])
     weights = jnp.asarray([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     # 0.5*0 + 0.25*1 + 0.25*4 = 1.25; 1; 1.0*0 = 0
-    np.testing.assert_allclose(mix(images, partners, weights).ravel(), [1.25, 1.0, 0.0])
+    np.testing.assert_allclose(mix(images, Plan(partners, weights)).ravel(), [1.25, 1.0, 0.0])
 
 
 def test_vmaps_over_keys(rng):
@@ -167,13 +176,183 @@ def test_vmaps_over_keys(rng):
         np.testing.assert_allclose(mixed, same_class_mixup(key, images, labels), atol=1e-6)
 
 
-def test_strength_of_a_class_multiplies_its_probability(rng):
+def changed_rows(mixed, images):
+    return np.asarray((mixed != images).any((1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    "per_class",
+    [
+        dict(num_samples=np.array([1, 2, 3]), max_samples=3),
+        dict(alpha=np.array([0.0, 1.0, 1.0])),
+        dict(probability=np.array([0.0, 1.0, 1.0])),
+    ],
+)
+def test_numbers_may_differ_by_class(per_class, rng):
+    images, labels = jnp.asarray(rng.random((60, 2, 2, 1)), jnp.float32), jnp.arange(60) % 3
+    mixed = mixup.same_class_mixup(jax.random.key(0), images, labels, **per_class)
+    changed = changed_rows(mixed, images)
+    assert not changed[::3].any() and changed[1::3].all() and changed[2::3].all()
+
+
+def test_all_strengths_share_one_compilation(rng):
+    images, labels = jnp.asarray(rng.random((30, 2, 2, 1)), jnp.float32), jnp.arange(30) % 3
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def mixed(num_samples, alpha, probability):
+        numbers = dict(num_samples=num_samples, alpha=alpha, probability=probability)
+        return mixup.same_class_mixup(jax.random.key(0), images, labels, max_samples=4, **numbers)
+
+    plain = mixed(jnp.ones(3, jnp.int32), jnp.ones(3), jnp.ones(3))
+    np.testing.assert_array_equal(plain, images)
+    some = mixed(jnp.asarray([1, 4, 2]), jnp.asarray([1.0, 0.0, 2.0]), jnp.ones(3))
+    changed = changed_rows(some, images)
+    assert not changed[::3].any() and not changed[1::3].any() and changed[2::3].all()
+
+
+def test_per_class_number_of_samples_mixes_that_many(rng):
+    """With uniform weights the covariance of class c shrinks to 1 / k_c."""
+    labels = jnp.arange(6_000) % 3
+    images = jnp.asarray(rng.normal(size=(6_000, 1, 1, 1)), jnp.float32)
+    counts = np.array([1, 2, 4])
+    mixed = mixup.same_class_mixup(
+        jax.random.key(0), images, labels, num_samples=counts, law="uniform"
+    )
+    for label, count in enumerate(counts):
+        variance = float(jnp.var(mixed[labels == label]))
+        # neighbours in the cycle share samples, so the error is a few times 1/sqrt(n)
+        assert abs(variance * count - 1) < 4 * (2 * count / 2_000) ** 0.5
+
+
+def test_fixed_weights(rng):
+    images, labels = jnp.asarray(rng.random((8, 2, 2, 1)), jnp.float32), jnp.zeros(8, jnp.int32)
+    plan = mixup.draw_plan(jax.random.key(0), labels, law=(0.7, 0.2, 0.1))
+    np.testing.assert_allclose(plan.weights, np.tile([0.7, 0.2, 0.1], (8, 1)), atol=1e-6)
+    assert plan.partners.shape == (2, 8)
+    own = mixup.mixing_weights(jax.random.key(0), jnp.asarray(1), law=(0.7, 0.3), max_samples=2)
+    np.testing.assert_allclose(own, [1.0, 0.0], atol=1e-6)
+    for weights in ((0.7, 0.7), (1.5, -0.5)):
+        with pytest.raises(ValueError, match="not convex"):
+            mixup.same_class_mixup(jax.random.key(0), images, labels, law=weights)
+
+
+def test_per_batch_is_one_draw():
+    labels = jnp.arange(40) % 4
+    one = mixup.draw_plan(jax.random.key(0), labels, num_samples=3, per_batch=True).weights
+    many = mixup.draw_plan(jax.random.key(0), labels, num_samples=3).weights
+    assert len(np.unique(one, axis=0)) == 1 and len(np.unique(many, axis=0)) == 40
+    coins = [
+        mixup.draw_plan(
+            jax.random.key(seed), labels, law="uniform", per_batch=True, probability=0.5
+        ).weights[:, 0]
+        for seed in range(20)
+    ]
+    assert all(len(np.unique(coin)) == 1 for coin in coins)
+    assert 4 <= sum(float(coin[0]) == 0.5 for coin in coins) <= 16
+
+
+def test_cross_class_partners_come_from_the_whole_batch(rng):
+    labels = jnp.arange(400) % 4
+    plan = mixup.draw_plan(jax.random.key(0), labels, across_classes=True)
+    partners = np.asarray(plan.partners[0])
+    assert (partners != np.arange(400)).all() and len(set(partners)) == 400
+    share = np.mean(np.asarray(labels)[partners] == np.asarray(labels))
+    assert abs(share - 99 / 399) < 4 * (0.25 * 0.75 / 400) ** 0.5
+    images = jnp.asarray(rng.random((400, 2, 2, 1)), jnp.float32)
+    mixed = mixup.cross_class_mixup(jax.random.key(0), images, labels)
+    targets = mixup.cross_class_mixup(jax.random.key(0), jax.nn.one_hot(labels, 4), labels)
+    weights, row = np.asarray(plan.weights), 17
+    expected = weights[row, 0] * images[row] + weights[row, 1] * images[partners[row]]
+    np.testing.assert_allclose(mixed[row], expected, atol=1e-6)
+    np.testing.assert_allclose(targets.sum(1), 1, atol=1e-6)
+    assert targets[row, labels[row]] >= 0.5 - 1e-6
+
+
+def test_groups_ignore_each_other():
+    labels = jnp.zeros(12, jnp.int32)
+    partners = same_class_partners_in_groups(labels)
+    assert (partners // 4 == np.arange(12) // 4).all()
+    alone = mixup._partners(jax.random.split(jax.random.key(0), 3)[1], labels[4:8], 2)
+    np.testing.assert_array_equal(partners[:, 4:8], alone + 4)
+    with pytest.raises(ValueError, match="num_groups=5 does not divide the batch of 12"):
+        mixup.same_class_partners(jax.random.key(0), labels, num_groups=5)
+
+
+def same_class_partners_in_groups(labels):
+    return np.asarray(
+        mixup.same_class_partners(jax.random.key(0), labels, num_partners=2, num_groups=3)
+    )
+
+
+def test_mixing_a_sharded_batch_moves_no_image_between_devices(rng):
+    """The compiled program of two devices has no collective on images, and the same result."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    images = jnp.asarray(rng.random((16, 6, 6, 3)), jnp.float32)
+    labels = jnp.arange(16) % 3
+
+    def compiled(num_groups):
+        mixing = functools.partial(mixup.same_class_mixup, num_samples=3, num_groups=num_groups)
+        jitted = jax.jit(mixing, in_shardings=(None, rows, rows), out_shardings=rows)
+        return jitted.lower(jax.random.key(0), images, labels).compile()
+
+    def moved_images(program):
+        moves = re.findall(r"= (\S+) (?:all-gather|all-to-all|collective-permute|all-reduce)\(",
+                           program.as_text())  # fmt: skip
+        return [shape for shape in moves if ",6,6,3]" in shape]
+
+    local = compiled(2)
+    assert not moved_images(local)
+    assert moved_images(compiled(1)), "the check must see a program that does move images"
+    sharded = local(jax.random.key(0), jax.device_put(images, rows), jax.device_put(labels, rows))
+    single = mixup.same_class_mixup(jax.random.key(0), images, labels, num_samples=3, num_groups=2)
+    np.testing.assert_allclose(sharded, single, atol=1e-6)
+
+
+OPTIONS = dict(num_samples=2, law="uniform", alpha=1.0, per_batch=False)
+
+
+def test_stages(rng):
+    images, labels = jnp.asarray(rng.random((12, 2, 2, 1)), jnp.float32), jnp.arange(12) % 2
+    before, after, hidden = (
+        make("same_class", 2, stage=stage, **OPTIONS)(
+            jax.random.key(0), images, labels, jnp.ones(2)
+        )
+        for stage in ("before_attack", "after_attack", "hidden")
+    )
+    assert changed_rows(before.images, images).all()
+    for mixed in (after, hidden):
+        np.testing.assert_array_equal(mixed.images, images)
+    np.testing.assert_allclose(after.after_attack(images), before.images, atol=1e-6)
+    np.testing.assert_allclose(hidden.hidden(images), before.images, atol=1e-6)
+    np.testing.assert_array_equal(before.after_attack(images), images)
+    np.testing.assert_array_equal(before.targets, np.eye(2)[np.asarray(labels)])
+
+
+def test_strength_and_class_strength_multiply_the_probability(rng):
     images, labels = jnp.asarray(rng.random((64, 2, 2, 1)), jnp.float32), jnp.arange(64) % 2
-    mixing = make("same_class", 2, num_samples=2, law="uniform", alpha=1.0, probability=1.0)
-    mixed, targets = mixing(jax.random.key(0), images, labels, jnp.asarray([0.0, 1.0]))
-    changed = np.asarray((mixed != images).any((1, 2, 3)))
-    assert not changed[::2].any() and changed[1::2].all()
-    np.testing.assert_array_equal(targets, np.eye(2)[np.asarray(labels)])
+    mixing = make("same_class", 2, class_strength=(1.0, 0.0), **OPTIONS)
+    mixed = mixing(jax.random.key(0), images, labels, jnp.ones(2))
+    changed = changed_rows(mixed.images, images)
+    assert changed[::2].all() and not changed[1::2].any()
+    none = mixing(jax.random.key(0), images, labels, jnp.asarray([0.0, 1.0]))
+    assert not changed_rows(none.images, images).any()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(name="other"), "mixing.name='other' is unknown"),
+        (dict(stage="late"), "mixing.stage='late' is unknown"),
+        (dict(name="cross_class", stage="hidden"), "for same_class only"),
+        (dict(class_strength=(1.0,)), "1 numbers for 2 classes"),
+    ],
+)
+def test_mixings_that_cannot_be_made_are_named(change, message):
+    arguments = dict(name="same_class", num_classes=2) | OPTIONS | change
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)
 
 
 def test_bad_arguments_are_named(rng):
@@ -182,3 +361,5 @@ def test_bad_arguments_are_named(rng):
         same_class_mixup(jax.random.key(0), images, labels, num_samples=0)
     with pytest.raises(ValueError, match="'gamma' is unknown"):
         same_class_mixup(jax.random.key(0), images, labels, law="gamma")
+    with pytest.raises(ValueError, match="num_samples is traced; give max_samples"):
+        jax.jit(mixup.same_class_mixup)(jax.random.key(0), images, labels, num_samples=2)

@@ -96,6 +96,38 @@ def test_mixing_one_sample_is_no_mixing_and_two_samples_are_not():
     assert digest(two.params) != digest(none.params)
 
 
+def test_mixing_stops_for_the_last_epochs():
+    """20 steps, 2 epochs, the last one without mixing: from step 10 on as if there were none."""
+    states = [
+        assemble(tiny(mixing__name=name, mixing__off_epochs=1)) for name in ("none", "same_class")
+    ]
+    for step, is_same in ((9, False), (10, True)):
+        results = []
+        for trainer, data in states:
+            state = trainer.initial_state.replace(step=jnp.asarray(step, jnp.int32))
+            results.append(jax.jit(trainer.train_step)(state, data[0], jax.random.key(0))[1].loss)
+        assert bool(jnp.allclose(*results, rtol=1e-5)) == is_same
+
+
+@pytest.mark.parametrize("stage", ["after_attack", "hidden"])
+def test_the_other_stages_train_and_differ(stage):
+    _, state, metrics = run(tiny(mixing__name="same_class", mixing__stage=stage))
+    _, before, _ = run(tiny(mixing__name="same_class"))
+    assert np.isfinite(metrics.loss)
+    assert digest(state.params) != digest(before.params)
+
+
+def test_mix_and_attack_commute_for_a_linear_model():
+    """A deterministic attack is one fixed shift a class: the statement behind the theory."""
+    changes = dict(model__name="linear", model__width=None, mixing__name="same_class",
+                   attack__epsilon=1.0, attack__step_size=100.0, data__name="gaussian",
+                   data__examples_per_class=125, data__num_train=0)  # fmt: skip
+    before, after = (
+        run(tiny(mixing__stage=stage, **changes))[1] for stage in ("before_attack", "after_attack")
+    )
+    chex.assert_trees_all_close(before.params, after.params, atol=1e-5)
+
+
 def test_the_attack_writes_no_batch_statistics():
     """The attack sees the running statistics; only the pass on its result updates them."""
     config = tiny()

@@ -58,7 +58,7 @@ def objective(loss: str | Objective) -> Objective:
     Raises:
       ValueError: unknown name.
     """
-    if callable(loss):
+    if not isinstance(loss, str):
         return loss
     if loss not in _BY_NAME:
         raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(_BY_NAME)}")

@@ -27,7 +27,9 @@ def make(apply_fn: ApplyFn, attack: Attack) -> Base:
             targets=inputs.targets,
             scale=inputs.radius,
         )
-        logits, new_stats = apply_fn(params, batch_stats, adversarial, train=True)
+        logits, new_stats = apply_fn(
+            params, batch_stats, inputs.after_attack(adversarial), train=True, hidden=inputs.hidden
+        )
         return BaseLoss(optax.softmax_cross_entropy(logits, inputs.targets), logits, new_stats)
 
     return base

@@ -11,7 +11,10 @@ def make(apply_fn: ApplyFn, attack: Attack) -> Base:
 
     def base(params, batch_stats, key, inputs: StepInput) -> BaseLoss:
         del key
-        logits, batch_stats = apply_fn(params, batch_stats, inputs.images, train=True)
+        images = inputs.after_attack(inputs.images)
+        logits, batch_stats = apply_fn(
+            params, batch_stats, images, train=True, hidden=inputs.hidden
+        )
         return BaseLoss(optax.softmax_cross_entropy(logits, inputs.targets), logits, batch_stats)
 
     return base

@@ -4,6 +4,7 @@ import io
 import pickle
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,12 +108,18 @@ def _open(source: Path) -> Mapping[str, Callable[[], bytes]]:
         members = {Path(m.name).name: m for m in archive.getmembers() if m.isfile()}
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UsageError(f"--source={str(source)!r} is no readable archive: {error}") from error
-    return {name: lambda m=m: archive.extractfile(m).read() for name, m in members.items()}
+
+    def read(member: tarfile.TarInfo) -> bytes:
+        file = archive.extractfile(member)
+        return file.read() if file else b""
+
+    return {name: partial(read, member) for name, member in members.items()}
 
 
+_RECONSTRUCT = np.zeros(0).__reduce__()[0]
 _ARRAY_CONSTRUCTORS = {
-    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),

@@ -27,7 +27,7 @@ from tensorflow_datasets.image_classification import cifar
 from fairmix_jax.data import _cifar_archive
 from fairmix_jax.errors import UsageError
 
-_CIFAR_BUILDERS = {"cifar10": cifar.Cifar10, "cifar100": cifar.Cifar100}
+_CIFAR_BUILDERS: dict[str, Any] = {"cifar10": cifar.Cifar10, "cifar100": cifar.Cifar100}
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 Examples = Iterator[tuple[int, dict[str, Any]]]
 
@@ -108,7 +108,7 @@ def _sha256(path: Path) -> str:
 
 def _leave_to_tfds(name: str, data_dir: Path) -> Path:
     try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        builder: Any = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         builder.download_and_prepare()
     except tfds.core.registered.DatasetNotFoundError:
         raise UsageError(
@@ -120,7 +120,7 @@ def _leave_to_tfds(name: str, data_dir: Path) -> Path:
     return Path(builder.data_dir)
 
 
-def _from_cifar(name: str, source: Path, data_dir: Path) -> tfds.core.DatasetBuilder:
+def _from_cifar(name: str, source: Path, data_dir: Path) -> Any:
     archive = _cifar_archive.read(name, source)
 
     def examples(split: str) -> Examples:
@@ -138,7 +138,7 @@ def _from_cifar(name: str, source: Path, data_dir: Path) -> tfds.core.DatasetBui
     return Builder(data_dir=data_dir, file_format="array_record")
 
 
-def _from_class_folders(name: str, source: Path, data_dir: Path) -> tfds.core.DatasetBuilder:
+def _from_class_folders(name: str, source: Path, data_dir: Path) -> Any:
     if name == "cifar100":
         raise UsageError("cifar100 has coarse labels, which class folders lack; give its archive")
     classes = sorted(path.name for path in (source / "train").iterdir() if path.is_dir())

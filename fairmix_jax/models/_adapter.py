@@ -1,6 +1,7 @@
 """The one place that knows flax: a linen module becomes two pure functions."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ def build(
     """Returns the module as a `Model` that normalises its input itself.
 
     Args:
-      module: maps `[B, H, W, C]` to logits `[B, K]`; its `__call__` takes `train`.
+      module: maps `[B, H, W, C]` to logits `[B, K]`; its `__call__` takes `train` and
+        `hidden`, see `ApplyFn`.
       image_shape: `(H, W, C)`.
       mean, std: `[C]` each, in pixel units; the module sees `(images - mean) / std`.
     """
@@ -25,18 +27,16 @@ def build(
         return (images - shift[None, None, None]) * factor[None, None, None]
 
     def init(key):
-        variables = jax.jit(module.init, static_argnames="train")(
-            key, jnp.zeros((1, *image_shape)), train=False
-        )
+        start = partial(module.init, train=False, hidden=lambda features: features)
+        variables = jax.jit(start)(key, jnp.zeros((1, *image_shape)))
         return variables["params"], variables.get("batch_stats", {})
 
-    def apply(params, batch_stats, images, *, train):
+    def apply(params, batch_stats, images, *, train, hidden=lambda features: features):
         variables = {"params": params, "batch_stats": batch_stats}
+        call = partial(module.apply, variables, normalise(images), train=train, hidden=hidden)
         if not train:
-            return module.apply(variables, normalise(images), train=False), batch_stats
-        logits, updated = module.apply(
-            variables, normalise(images), train=True, mutable=["batch_stats"]
-        )
+            return call(), batch_stats
+        logits, updated = call(mutable=["batch_stats"])
         return logits, updated.get("batch_stats", batch_stats)
 
     return Model(init, apply)

@@ -7,6 +7,8 @@ from flax import linen as nn
 
 from fairmix_jax.conv import conv, same_padding
 
+HiddenFn = Callable[[jax.Array], jax.Array]
+
 
 class Conv(nn.Module):
     """A square convolution without bias that keeps the image size at stride 1.
@@ -30,7 +32,7 @@ class Conv(nn.Module):
         return conv(images, kernel, stride=self.stride, padding=same_padding(self.size))
 
 
-def normaliser(kind: str, train: bool) -> Callable[[], nn.Module]:
+def normaliser(kind: str, train: bool) -> Callable[[], Callable[[jax.Array], jax.Array]]:
     """Returns a constructor of normalisation layers.
 
     Args:

@@ -3,6 +3,8 @@
 import jax
 from flax import linen as nn
 
+from fairmix_jax.models._layers import HiddenFn
+
 
 class Linear(nn.Module):
     """`logits = W x + b`."""
@@ -10,10 +12,10 @@ class Linear(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, images: jax.Array, *, train: bool, hidden: HiddenFn) -> jax.Array:
         del train
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros)(
-            images.reshape(len(images), -1)
+            hidden(images.reshape(len(images), -1))
         )
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fairmix_jax.models._layers import Conv, normaliser
+from fairmix_jax.models._layers import Conv, HiddenFn, normaliser
 
 _BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
@@ -32,6 +32,8 @@ class PreActBlock(nn.Module):
 class ResNet(nn.Module):
     """A 3x3 convolution, stages of blocks, normalisation, global average, linear layer.
 
+    Hidden features are those after the second stage.
+
     Attributes:
       stem: channels of the first convolution.
       features: channels of each stage; each stage after the first halves the image.
@@ -45,12 +47,13 @@ class ResNet(nn.Module):
     norm: str
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, images: jax.Array, *, train: bool, hidden: HiddenFn) -> jax.Array:
         x = Conv(self.stem)(images)
         for stage, (features, blocks) in enumerate(zip(self.features, self.blocks, strict=True)):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 x = PreActBlock(features, stride, self.norm)(x, train=train)
+            x = hidden(x) if stage == 1 else x
         x = nn.relu(normaliser(self.norm, train)()(x))
         return nn.Dense(self.num_classes)(jnp.mean(x, axis=(1, 2)))
 

@@ -3,13 +3,13 @@
 import jax
 from flax import linen as nn
 
-from fairmix_jax.models._layers import Conv, normaliser
+from fairmix_jax.models._layers import Conv, HiddenFn, normaliser
 
 
 class SmallCNN(nn.Module):
     """Three 3x3 convolutions of `width`, `2 width`, `4 width` channels, then a linear layer.
 
-    The second and third convolution halve the image.
+    The second and third convolution halve the image; hidden features are the second's.
     """
 
     num_classes: int
@@ -17,11 +17,12 @@ class SmallCNN(nn.Module):
     norm: str
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, images: jax.Array, *, train: bool, hidden: HiddenFn) -> jax.Array:
         norm = normaliser(self.norm, train)
         x = images
         for factor, stride in ((1, 1), (2, 2), (4, 2)):
             x = nn.relu(norm()(Conv(factor * self.width, stride=stride)(x)))
+            x = hidden(x) if factor == 2 else x
         return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
 
 

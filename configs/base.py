@@ -56,6 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.momentum = 0.9
     config.optim.nesterov = True
     config.optim.weight_decay = 5e-4
+    config.optim.decay_biases = True
     config.optim.schedule = "piecewise"
     config.optim.milestones = (0.5, 0.75)  # of the run, where "piecewise" multiplies by decay
     config.optim.decay = 0.1
@@ -75,6 +76,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluate.batch_size = 500
     config.evaluate.step_size = config_dict.placeholder(float)  # epsilon / 4
     config.evaluate.num_restarts = 1
+
+    config.report = "classes"  # or gaussian: theory beside it
 
     # A grid to run instead of a single run: "field=value,value field=value,value".
     config.sweep = ""

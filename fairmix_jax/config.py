@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fairmix_jax import plugins
+from fairmix_jax.data import COMMON_FIELDS
 from fairmix_jax.errors import UsageError
 
 _CHOICES = {
@@ -18,6 +19,7 @@ _CHOICES = {
     "optim.name": ("sgd", "adam"),
     "optim.schedule": ("piecewise", "cosine", "constant"),
     "evaluate.weights": ("best", "last"),
+    "report": ("classes", "gaussian"),
 }
 
 _RANGES = {
@@ -112,7 +114,11 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
     for section, axis in _AXES.items():
         chosen = plain[section]
         plain[section] = {"name": chosen["name"]} | plugins.arguments(axis, chosen)
-    plain["data"] = {k: v for k, v in plain["data"].items() if v is not None}
+    own = {k: v for k, v in plain["data"].items() if k not in COMMON_FIELDS}
+    common = {k: plain["data"][k] for k in COMMON_FIELDS}
+    is_member = own["name"] in plugins.names("data")
+    fields = plugins.arguments("data", own) if is_member else {}
+    plain["data"] = {"name": own["name"]} | common | fields
     if plain["evaluate"]["step_size"] is None:
         plain["evaluate"]["step_size"] = plain["attack"]["epsilon"] / 4
     return plain

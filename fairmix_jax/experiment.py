@@ -35,7 +35,7 @@ def build(config: ConfigDict) -> Experiment:
     """Returns the data, model and threat of a config.
 
     The mean and standard deviation that the model normalises with are those of the
-    training part, one a channel.
+    training part, one a channel; float data is not normalised.
 
     Raises:
       UsageError: the data cannot be loaded, or is smaller than a batch.
@@ -83,9 +83,13 @@ def build_model(card: Mapping[str, Any]) -> Model:
 
 
 def _channel_moments(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel in pixel units, to four decimals."""
-    unit = 255.0 if images.dtype == np.uint8 else 1.0
+    """Mean and standard deviation of each channel in pixel units, to four decimals.
+
+    Data that is not made of pixels stays in its own units.
+    """
+    if images.dtype != np.uint8:
+        return [0.0] * images.shape[-1], [1.0] * images.shape[-1]
     flat = images.reshape(-1, images.shape[-1])
-    mean = flat.mean(axis=0, dtype=np.float64) / unit
-    std = flat.std(axis=0, dtype=np.float64) / unit
+    mean = flat.mean(axis=0, dtype=np.float64) / 255
+    std = flat.std(axis=0, dtype=np.float64) / 255
     return [round(float(m), 4) for m in mean], [round(float(s), 4) or 1.0 for s in std]

@@ -1,8 +1,10 @@
 """Optimizers and learning-rate schedules, assembled from optax."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -15,6 +17,7 @@ def make(
     momentum: float,
     nesterov: bool,
     weight_decay: float,
+    decay_biases: bool,
     schedule: str,
     milestones: Sequence[float],
     decay: float,
@@ -23,7 +26,7 @@ def make(
     """Returns the optimizer.
 
     Weight decay is the L2 penalty of the robust-training literature: `weight_decay` times
-    the parameters is added to the gradient, of all parameters alike, before momentum.
+    the parameters is added to the gradient, before momentum.
 
     Args:
       total_steps: of the run; the schedule is stated in fractions of it.
@@ -31,6 +34,8 @@ def make(
       learning_rate: the largest one.
       momentum, nesterov: of SGD.
       weight_decay: at least 0.
+      decay_biases: whether biases and normalisation layers (parameters of one dimension)
+        decay as well, as in PyTorch's SGD.
       schedule: `"piecewise"`, `"cosine"` (to zero) or `"constant"`.
       milestones: fractions of the run at which `"piecewise"` multiplies by `decay`.
       decay: see `milestones`.
@@ -55,4 +60,5 @@ def make(
         update = optax.sgd(rate_at, momentum=momentum, nesterov=nesterov)
     else:
         update = optax.adam(rate_at)
-    return optax.chain(optax.add_decayed_weights(weight_decay), update)
+    mask = None if decay_biases else partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
+    return optax.chain(optax.add_decayed_weights(weight_decay, mask), update)

@@ -15,7 +15,7 @@ from fairmix_jax.config import flatten
 from fairmix_jax.errors import UsageError
 from fairmix_jax.progress import console
 
-_NOT_A_METHOD = ("seed", "sweep", "data.dir", "checkpoint.", "evaluate.")
+_NOT_A_METHOD = ("seed", "sweep", "report", "data.dir", "data.draw", "checkpoint.", "evaluate.")
 _HEADLINES = ("average", "worst_class", "gap")
 
 
@@ -73,7 +73,7 @@ def write(directory: Path, workdirs: Sequence[Path], *, show: bool = True) -> No
       UsageError: there is no run, or runs that cannot be compared: different data,
         classes, threat models or attacks.
     """
-    runs = [run for path in workdirs for run in _find(path)]
+    runs = [run for path in workdirs for run in find(path)]
     groups = _group(runs)
     attacks = list(runs[0].evaluation["attacks"])
     tables = [_summary(groups, attacks), _per_class(groups, attacks)]
@@ -84,15 +84,20 @@ def write(directory: Path, workdirs: Sequence[Path], *, show: bool = True) -> No
         runs[0].evaluation["classes"],
         {(g.label, a): g.class_accuracies(a) for g in groups for a in attacks},
     )
-    (output / "table.md").write_text("\n\n".join(_markdown(t) for t in tables) + "\n")
+    (output / "table.md").write_text("\n\n".join(markdown(t) for t in tables) + "\n")
     (output / "index.html").write_text(_page(runs, tables, output / "classes.png"))
     if show:
         for table in tables:
-            console.print(_rich(table))
+            console.print(rich_table(table))
         console.print(f"report: {output / 'index.html'}  (also table.md and classes.png)")
 
 
-def _find(path: Path) -> list[Run]:
+def find(path: Path) -> list[Run]:
+    """Returns the evaluated runs in a folder or anywhere below it.
+
+    Raises:
+      UsageError: there is none.
+    """
     found = sorted(path.rglob("evaluation.json"))
     if not found:
         raise UsageError(f"there is no evaluated run in {str(path)!r}; train one there first")
@@ -127,7 +132,7 @@ def _group(runs: Sequence[Run]) -> list[Group]:
     varying = sorted({k for m in methods for k in m if any(o.get(k) != m[k] for o in methods)})
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        label = ", ".join(f"{k}={run.config.get(k)}" for k in varying)
+        label = ", ".join(f"{k.removesuffix('.name')}={run.config.get(k)}" for k in varying)
         groups.setdefault(label or run.config["base.name"], []).append(run)
     return [Group(label, members) for label, members in groups.items()]
 
@@ -188,15 +193,18 @@ def _per_class(groups: Sequence[Group], attacks: Sequence[str]) -> Table:
     return Table("accuracy in % of each class, mean over seeds", header, rows)
 
 
-def _markdown(table: Table) -> str:
+def markdown(table: Table) -> str:
+    """Returns the table as Markdown, its caption first."""
     lines = [table.header, ["---"] * len(table.header), *table.rows]
     return f"{table.caption}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _rich(table: Table) -> RichTable:
+def rich_table(table: Table) -> RichTable:
+    """Returns the table for the console."""
     shown = RichTable(title=table.caption, title_justify="left")
     for number, name in enumerate(table.header):
-        shown.add_column(name, justify="right" if number else "left", overflow="fold")
+        justify = "left" if name in ("attack", "class", "method") else "right"
+        shown.add_column(name, justify=justify, overflow="fold", no_wrap=number < 2)
     for row in table.rows:
         shown.add_row(*row)
     return shown

@@ -9,10 +9,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fairmix_jax import config as config_lib
-from fairmix_jax import evaluate, report, train, workdir
+from fairmix_jax import evaluate, gaussian_report, report, train, workdir
 from fairmix_jax.errors import UsageError
 from fairmix_jax.experiment import build
 from fairmix_jax.progress import console
+
+_REPORTS = {"classes": report.write, "gaussian": gaussian_report.write}
 
 
 def run(config: ConfigDict, directory: Path, *, with_training: bool) -> None:
@@ -30,12 +32,14 @@ def run(config: ConfigDict, directory: Path, *, with_training: bool) -> None:
         console.print(f"[{number}/{len(members)}] {path.name}", markup=False)
         workdir.claim(path, member)
         _run_member(member, path, with_training=with_training)
-        report.write(path, [path], show=False)
+        if config.report == "classes":
+            report.write(path, [path], show=False)
     if members:
         workdir.record(directory)
     else:
         _run_member(config, directory, with_training=with_training)
-    report.write(directory, [path for path, _ in members] or [directory])
+    paths = [path for path, _ in members] or [directory]
+    _REPORTS[config.report](directory, paths)
 
 
 def _run_member(config: ConfigDict, directory: Path, *, with_training: bool) -> None:
@@ -61,25 +65,29 @@ def expand(sweep: str) -> list[tuple[str, dict[str, Any]]]:
     """Returns the members of a grid: their names and the fields they override.
 
     `"mixing.name=none,same_class seed=0,1"` has four members, the last field varying
-    fastest; the first is named `mixing.name=none,seed=0`. An empty text has none.
+    fastest; the first is named `mixing.name=none,seed=0`. `"seed+data.draw=0,1"` gives two
+    fields the same value; `"|"` separates grids that are run one after the other. An empty
+    text has no members.
 
     Raises:
       UsageError: the text is not of that form.
     """
-    axes = []
-    for part in sweep.split():
-        field, _, values = part.partition("=")
-        if not (field and all(values.split(","))):
-            raise UsageError(f"sweep={part!r} is not understood; write field=value,value")
-        axes.append([(field, value) for value in values.split(",")])
-    members = itertools.product(*axes) if axes else ()
-    return [
-        (
-            ",".join(f"{field}={text}" for field, text in member),
-            {field: _literal(text) for field, text in member},
-        )
-        for member in members
-    ]
+    members = {}
+    for grid in sweep.split("|") if sweep.strip() else ():
+        axes = [_axis(part) for part in grid.split()]
+        for chosen in itertools.product(*axes):
+            name = ",".join(f"{fields}={text}" for fields, text in chosen)
+            members[name] = {
+                field: _literal(text) for fields, text in chosen for field in fields.split("+")
+            }
+    return list(members.items())
+
+
+def _axis(part: str) -> list[tuple[str, str]]:
+    fields, _, values = part.partition("=")
+    if not (fields and all(values.split(","))):
+        raise UsageError(f"sweep={part!r} is not understood; write field=value,value")
+    return [(fields, value) for value in values.split(",")]
 
 
 def _literal(text: str) -> Any:

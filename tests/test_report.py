@@ -48,7 +48,7 @@ def test_table_has_means_intervals_and_paired_differences(runs):
     # average (60, 63): mean 61.5, t(0.975, 1) = 12.706 times sd 2.1213 / sqrt(2)
     assert rows[0] == [
         "pgd20",
-        "mixing.name=none",
+        "mixing=none",
         "2",
         "61.5 ± 19.1",
         "42.0 ± 25.4",

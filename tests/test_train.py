@@ -256,7 +256,8 @@ def test_loss_that_is_not_finite_is_an_error(tmp_path):
 def schedule(**changes):
     arguments = dict(
         total_steps=100, name="sgd", learning_rate=1.0, momentum=0.0, nesterov=False,
-        weight_decay=0.0, schedule="piecewise", milestones=(0.5, 0.75), decay=0.1, warmup=0.0,
+        weight_decay=0.0, decay_biases=True, schedule="piecewise", milestones=(0.5, 0.75),
+        decay=0.1, warmup=0.0,
     ) | changes  # fmt: skip
     tx = optim.make(**arguments)
     state, rates = tx.init(jnp.zeros(())), []
@@ -281,6 +282,7 @@ def test_schedules_by_hand():
 def test_weight_decay_is_the_l2_penalty():
     # gradient 1 + 0.5 * parameter 1
     assert schedule(weight_decay=0.5)[0] == pytest.approx(1.5)
+    assert schedule(weight_decay=0.5, decay_biases=False)[0] == pytest.approx(1.0)
 
 
 def test_ema_by_hand():

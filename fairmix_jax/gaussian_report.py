@@ -94,8 +94,9 @@ def _exact(run: report.Run) -> Outcome:
     tensors = load_file(str(run.path / "model.safetensors"))
     kernel = np.asarray(tensors["params/Dense_0/kernel"], np.float64)
     direction = kernel[:, 1] - kernel[:, 0]
-    length = np.linalg.norm(direction)
-    bias = float(np.subtract(*tensors["params/Dense_0/bias"][::-1])) / length
+    length = float(np.linalg.norm(direction))
+    minus, plus = (float(value) for value in tensors["params/Dense_0/bias"])
+    bias = (plus - minus) / length
     setting = _setting(run.config)
     mean = np.full(len(direction), setting.separation / len(direction) ** 0.5)
     separation, budget = theory_surrogates.project(

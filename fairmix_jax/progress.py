@@ -7,7 +7,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 console = Console(highlight=False)
 if not console.is_terminal:
-    console = Console(highlight=False, width=120)
+    console = Console(highlight=False, width=160)
 
 
 class TrainProgress:

@@ -1,6 +1,5 @@
 """Training: one pure step composed of four choices, and the loop that repeats it."""
 
-import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -60,7 +59,7 @@ def make_train_step(
     rule: Rule,
     averaging: Averaging,
     tx: optax.GradientTransformation,
-    mixing_steps: float = math.inf,
+    mixing_steps: int = 2**31 - 1,
 ) -> TrainStep:
     """Returns the training step, a pure function for the caller to jit and donate.
 
@@ -155,7 +154,7 @@ def assemble(config: ConfigDict, experiment: Experiment, *, total_steps: int, ke
         rule=rule,
         averaging=averaging,
         tx=tx,
-        mixing_steps=total_steps * (1 - off_epochs / config.total_epochs),
+        mixing_steps=round(total_steps * (1 - off_epochs / config.total_epochs)),
     )
     params, batch_stats = experiment.model.init(key)
     state = TrainState(

@@ -39,7 +39,7 @@ def launch(*arguments, **environment):
         env=os.environ | {"TFDS_DATA_DIR": ""} | environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
 
@@ -238,3 +238,32 @@ def test_smoke_without_data(name, tmp_path):
     result = launch(f"--config=configs/{name}.py:smoke", f"--workdir={tmp_path}")
     assert result.returncode == 0, result.stderr
     assert list((tmp_path / "report").glob("*.md")) and list((tmp_path / "report").glob("*.png"))
+
+
+def table_rows(text):
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, marker, document, table",
+    [
+        ("synthetic", "<!-- table: synthetic -->", "docs/theory.md", "theory.md"),
+        ("quickstart", "<!-- result: quickstart -->", "README.md", "table.md"),
+    ],
+)
+def test_published_numbers_are_those_of_the_run(name, marker, document, table, tmp_path):
+    """Up to what another processor's rounding can do to a trained model."""
+    result = launch(f"--config=configs/{name}.py", f"--workdir={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    published = table_rows((ROOT / document).read_text().split(marker)[1].split("\n\n")[0])
+    found = table_rows((tmp_path / "report" / table).read_text())[: len(published)]
+    tolerance = 0.01 if name == "synthetic" else 6.0
+    for ours, theirs in zip(published, found, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            number = re.fullmatch(r"([-+\d.]+)( ± [\d.]+)?", a)
+            if number and number[2]:
+                assert float(number[1]) == pytest.approx(float(b.split()[0]), abs=tolerance)
+            else:
+                assert a == b

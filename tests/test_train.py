@@ -136,9 +136,9 @@ def test_the_attack_writes_no_batch_statistics():
     params, stats = model.init(jax.random.key(0))
     calls = []
 
-    def apply_fn(params, batch_stats, images, *, train):
+    def apply_fn(params, batch_stats, images, *, train, **options):
         calls.append(train)
-        return model.apply(params, batch_stats, images, train=train)
+        return model.apply(params, batch_stats, images, train=train, **options)
 
     attack = partial(train.attacks.pgd, threat=ThreatModel(), num_steps=2, step_size=0.1)
     base = plugins.load("bases", "pgd_at")(apply_fn, attack)

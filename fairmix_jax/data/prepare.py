@@ -19,15 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from PIL import Image
 from rich.progress import wrap_file
-from tensorflow_datasets.image_classification import cifar
 
 from fairmix_jax.data import _cifar_archive
 from fairmix_jax.errors import UsageError
 
-_CIFAR_BUILDERS: dict[str, Any] = {"cifar10": cifar.Cifar10, "cifar100": cifar.Cifar100}
+_CIFAR = ("cifar10", "cifar100")
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 Examples = Iterator[tuple[int, dict[str, Any]]]
 
@@ -46,7 +44,7 @@ def prepare(name: str, *, source: Path | None, data_dir: Path) -> Path:
     Raises:
       UsageError: `source` is not what it should be, or the download fails.
     """
-    if source is None and name not in _CIFAR_BUILDERS:
+    if source is None and name not in _CIFAR:
         return _leave_to_tfds(name, data_dir)
     if source is None:
         url, size, checksum = recorded_archive(name)
@@ -55,7 +53,7 @@ def prepare(name: str, *, source: Path | None, data_dir: Path) -> Path:
         raise UsageError(f"--source={str(source)!r} does not exist; give an archive or a folder")
     if (source / "train").is_dir() and (source / "test").is_dir():
         builder = _from_class_folders(name, source, data_dir)
-    elif name in _CIFAR_BUILDERS:
+    elif name in _CIFAR:
         builder = _from_cifar(name, source, data_dir)
     else:
         raise UsageError(
@@ -68,7 +66,7 @@ def prepare(name: str, *, source: Path | None, data_dir: Path) -> Path:
 
 def recorded_archive(name: str) -> tuple[str, int, str]:
     """Returns URL, size in bytes and sha256 of CIFAR's original archive, as TFDS records them."""
-    ((url, info),) = _CIFAR_BUILDERS[name].url_infos.items()
+    ((url, info),) = _cifar_builder(name).url_infos.items()
     return url, int(info.size), info.checksum
 
 
@@ -106,7 +104,15 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _cifar_builder(name: str) -> Any:
+    from tensorflow_datasets.image_classification import cifar
+
+    return {"cifar10": cifar.Cifar10, "cifar100": cifar.Cifar100}[name]
+
+
 def _leave_to_tfds(name: str, data_dir: Path) -> Path:
+    import tensorflow_datasets as tfds
+
     try:
         builder: Any = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         builder.download_and_prepare()
@@ -127,7 +133,7 @@ def _from_cifar(name: str, source: Path, data_dir: Path) -> Any:
         for number, (labels, image) in enumerate(archive.splits[split]):
             yield number, {"id": f"{split}_{number:05d}", "image": _png(image), **labels}
 
-    class Builder(_CIFAR_BUILDERS[name], skip_registration=True):
+    class Builder(_cifar_builder(name), skip_registration=True):
         def _split_generators(self, dl_manager):
             del dl_manager
             for feature, names in archive.class_names.items():
@@ -139,6 +145,8 @@ def _from_cifar(name: str, source: Path, data_dir: Path) -> Any:
 
 
 def _from_class_folders(name: str, source: Path, data_dir: Path) -> Any:
+    import tensorflow_datasets as tfds
+
     if name == "cifar100":
         raise UsageError("cifar100 has coarse labels, which class folders lack; give its archive")
     classes = sorted(path.name for path in (source / "train").iterdir() if path.is_dir())

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,12 +33,19 @@ def main() -> None:
     """Runs the command line; never returns."""
     logging.set_verbosity(logging.WARNING)
     sys.argv = _with_saved_config(sys.argv)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         app.run(_run, flags_parser=_parse)
     except UsageError as error:
         _exit_with(str(error), EXIT_USAGE)
-    except Interrupted as stop:
-        _exit_with(f"{stop}; run the same command to go on", EXIT_INTERRUPTED)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        reason = str(stop) or "SIGINT: training was not under way"
+        _exit_with(f"{reason}; run the same command to go on", EXIT_INTERRUPTED)
+
+
+def _stop(number: int, _) -> None:
+    """Outside of the training loop, which has its own way to stop, there is nothing to save."""
+    raise Interrupted(f"{signal.Signals(number).name}: training was not under way")
 
 
 def _run(argv: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ class TrainProgress:
         self._batch_size = batch_size
         self._step, self._first_step, self._start = first_step, first_step, time.perf_counter()
         self._shown = 0.0
-        self._figures = ""
+        self._figures = self._validated = ""
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=24),
@@ -59,18 +59,17 @@ class TrainProgress:
 
     def end_epoch(self, epoch: int, *, loss: float, clean: float | None, robust: float | None):
         """Shows the figures of a finished epoch (`epoch` counts from 1)."""
-        figures = [f"loss {loss:.3f}"]
-        if clean is not None:
-            figures.append(f"val clean {clean:6.1%} robust {robust:6.1%}")
-        self._figures = "  ".join(figures)
+        measured = "" if clean is None else f"  val clean {clean:6.1%} robust {robust:6.1%}"
+        self._validated = measured or self._validated
+        self._figures = f"loss {loss:.3f}{self._validated}"
         if console.is_terminal:
             self._redraw()
             return
         seconds = time.perf_counter() - self._start
         left = seconds / max(self._step - self._first_step, 1) * (self._total_steps - self._step)
         console.print(
-            f"epoch {epoch}/{self._total_steps // self._steps_per_epoch}  {self._figures}  "
-            f"{self.images_per_second:,.0f} images/s  {duration(left)} left"
+            f"epoch {epoch}/{self._total_steps // self._steps_per_epoch}  loss {loss:.3f}"
+            f"{measured}  {self.images_per_second:,.0f} images/s  {duration(left)} left"
         )
 
     def _redraw(self) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fairmix_jax import mixup
-from fairmix_jax.mixup import Plan, make, mix
+from fairmix_jax.mixing import make
+from fairmix_jax.mixup import Plan, mix
 
 # One length, so one compilation; few classes or many, some with one member, some absent.
 labels_of = st.lists(st.sampled_from([0, 1, 2, 7, 9]), min_size=9, max_size=9).map(np.array)

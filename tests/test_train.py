@@ -12,11 +12,13 @@ import pytest
 from configs import digits
 from fairmix_jax import config as config_lib
 from fairmix_jax import optim, plugins, train
+from fairmix_jax import trainer as trainer_lib
+from fairmix_jax.attacks import pgd
 from fairmix_jax.checkpoint import digest
 from fairmix_jax.data import batches
 from fairmix_jax.errors import Interrupted, UsageError
 from fairmix_jax.experiment import build
-from fairmix_jax.types import Batch, ThreatModel
+from fairmix_jax.types import Batch, StepInput, ThreatModel, Weights
 
 TOTAL_STEPS = 20
 
@@ -36,7 +38,9 @@ def tiny(**changes):
 
 def assemble(config):
     experiment = build(config)
-    trainer = train.assemble(config, experiment, total_steps=TOTAL_STEPS, key=jax.random.key(0))
+    trainer = trainer_lib.assemble(
+        config, experiment, total_steps=TOTAL_STEPS, key=jax.random.key(0)
+    )
     split = batches.to_device(experiment.train)
     return trainer, [
         batches.take(split, np.arange(n, n + 40, dtype=np.int32), 40) for n in (0, 40, 80)
@@ -147,12 +151,10 @@ def test_the_attack_writes_no_batch_statistics():
         calls.append(train)
         return model.apply(params, batch_stats, images, train=train, **options)
 
-    attack = partial(train.attacks.pgd, threat=ThreatModel(), num_steps=2, step_size=0.1)
+    attack = partial(pgd, threat=ThreatModel(), num_steps=2, step_size=0.1)
     base = plugins.load("bases", "pgd_at")(apply_fn, attack)
     images = jnp.asarray(experiment.train.images[:4], jnp.float32) / 255
-    inputs = train.StepInput(
-        images, jnp.eye(10)[:4], jnp.arange(4), radius=jnp.ones(4), beta=jnp.ones(4)
-    )
+    inputs = StepInput(images, jnp.eye(10)[:4], jnp.arange(4), radius=jnp.ones(4), beta=jnp.ones(4))
     result = base(params, stats, jax.random.key(1), inputs)
     assert calls.count(True) == 1 and calls.count(False) >= 1
     assert digest(result.batch_stats) != digest(stats)
@@ -294,10 +296,10 @@ def test_weight_decay_is_the_l2_penalty():
 
 def test_ema_by_hand():
     averaging = plugins.load("averaging", "ema")(decay=0.5)
-    weights = train.Weights({"w": jnp.asarray(1.0)}, {})
+    weights = Weights({"w": jnp.asarray(1.0)}, {})
     average = averaging.init(weights)
     # t = 1: decay min(0.5, 2/11); 2/11 * 1 + 9/11 * 3 = 29/11
-    average = averaging.update(average, train.Weights({"w": jnp.asarray(3.0)}, {}), jnp.asarray(1))
+    average = averaging.update(average, Weights({"w": jnp.asarray(3.0)}, {}), jnp.asarray(1))
     assert float(average.params["w"]) == pytest.approx(29 / 11)
     # t = 100: decay min(0.5, 101/110) = 0.5
     average = averaging.update(average, weights, jnp.asarray(100))

@@ -1,0 +1,103 @@
+"""Mixing as a choice of the config: what is mixed, with what, and at which stage."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fairmix_jax import mixup
+from fairmix_jax.types import Array, Key
+
+
+class Mixed(NamedTuple):
+    """A batch as mixing hands it to a base loss.
+
+    Attributes:
+      images: `[B, H, W, C]`, to attack.
+      targets: `[B, K]` class probabilities.
+      after_attack: to apply to the attacked images.
+      hidden: to apply to the model's hidden features, where the loss is taken.
+    """
+
+    images: Array
+    targets: Array
+    after_attack: Callable[[Array], Array]
+    hidden: Callable[[Array], Array]
+
+
+Mixing = Callable[[Key, Array, Array, Array], Mixed]
+"""`(key, images [B, H, W, C], labels [B], strength [K]) -> Mixed`; the key is consumed."""
+
+
+def make(
+    name: str,
+    num_classes: int,
+    *,
+    stage: str = "before_attack",
+    weights: Sequence[float] = (),
+    class_strength: Sequence[float] = (),
+    probability: float = 1.0,
+    law: str = "dirichlet",
+    num_groups: int = 1,
+    **options,
+) -> Mixing:
+    """Returns the mixing that a config names.
+
+    Args:
+      name: `"none"`, `"same_class"` or `"cross_class"`.
+      num_classes: `K`.
+      stage: `"before_attack"` mixes, then attacks the mixed images (the seed idea);
+        `"after_attack"` attacks each image, then mixes; `"hidden"` attacks each image,
+        then mixes hidden features. The last two keep classes apart: not for `cross_class`.
+      weights: fixed weights, used instead of `law` if not empty.
+      class_strength: `K` factors of `probability`; all ones if empty. The strength that
+        the mixing is called with multiplies them.
+      probability, law, num_groups, options: as in `mixup.same_class_mixup`.
+
+    Raises:
+      ValueError: unknown name or stage, or `class_strength` is not one number a class.
+    """
+    if name not in ("none", "same_class", "cross_class"):
+        raise ValueError(f"mixing.name={name!r} is unknown; choose none, same_class, cross_class")
+    if stage not in ("before_attack", "after_attack", "hidden"):
+        raise ValueError(
+            f"mixing.stage={stage!r} is unknown; choose before_attack, after_attack, hidden"
+        )
+    if name == "cross_class" and stage != "before_attack":
+        raise ValueError(f"mixing.stage={stage!r} is for same_class only; use before_attack")
+    if class_strength and len(class_strength) != num_classes:
+        raise ValueError(
+            f"mixing.class_strength has {len(class_strength)} numbers for {num_classes} classes"
+        )
+    base_probability = probability * np.asarray(class_strength or np.ones(num_classes), np.float32)
+
+    def mixing(key: Key, images: Array, labels: Array, strength: Array) -> Mixed:
+        targets = jax.nn.one_hot(labels, num_classes)
+        if name == "none":
+            return Mixed(images, targets, _identity, _identity)
+        plan = mixup.draw_plan(
+            key,
+            labels,
+            across_classes=name == "cross_class",
+            probability=jnp.asarray(base_probability) * strength,
+            law=weights or law,
+            num_groups=num_groups,
+            **options,
+        )
+        apply = partial(mixup.mix, plan=plan, num_groups=num_groups)
+        if name == "cross_class":
+            targets = apply(targets)
+        if stage == "before_attack":
+            return Mixed(apply(images), targets, _identity, _identity)
+        if stage == "after_attack":
+            return Mixed(images, targets, apply, _identity)
+        return Mixed(images, targets, _identity, apply)
+
+    return mixing
+
+
+def _identity(array: Array) -> Array:
+    return array

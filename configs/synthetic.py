@@ -52,5 +52,8 @@ def get_config(arg: str = ""):
         config.total_epochs = 1
         config.data.examples_per_class = 2_000
         config.data.test_per_class = 1_000
-        config.sweep = "base.loss=ce,zero_one,squared mixing.num_samples=1,2"
+        config.sweep = (
+            "base.loss=ce,zero_one mixing.num_samples=1,2 | "
+            "base.loss=squared optim.learning_rate=0.02 mixing.num_samples=1,2"
+        )
     return config.lock()

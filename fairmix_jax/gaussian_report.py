@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 from safetensors.numpy import load_file
+from scipy import special
 
 from fairmix_jax import metrics, report, theory, theory_surrogates
 from fairmix_jax.data import gaussian
@@ -102,13 +103,13 @@ def _exact(run: report.Run) -> Outcome:
     separation, budget = theory_surrogates.project(
         direction, mean, epsilon=run.config["attack.epsilon"]
     )
-    return Outcome(
-        bias,
-        *(
-            float(theory.disparity(bias, separation, setting.ratio, budget=e))
-            for e in (0.0, budget)
-        ),
-    )
+
+    def disparity(e: float) -> float:
+        """S1, also for a classifier that points the wrong way."""
+        plus = special.ndtr(-(separation - e + bias) / setting.ratio)
+        return float(plus - special.ndtr(-(separation - e - bias)))
+
+    return Outcome(bias, disparity(0.0), disparity(float(budget)))
 
 
 def _measured(run: report.Run) -> Outcome:

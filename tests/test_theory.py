@@ -331,7 +331,8 @@ def test_s7_factor_of_bias_is_the_inverse(ratio, margin, s):
     [("dirichlet", 2, 1.0), ("dirichlet", 2, 0.2), ("dirichlet", 4, 0.5), ("uniform", 3, 1.0)],
 )
 def test_s8_expected_factor_is_that_of_the_weights_of_mixup(law, k, alpha):
-    draw = mixup.mixing_weights(jax.random.key(8), (20_000,), k, law=law, alpha=alpha)
+    keys = jax.random.split(jax.random.key(8), 20_000)
+    draw = jax.vmap(lambda key: mixup.mixing_weights(key, k, law=law, alpha=alpha))(keys)
     squares = (np.asarray(draw, np.float64) ** 2).sum(-1)
     error = 4 * squares.std() / math.sqrt(len(squares)) + 1e-6
     assert abs(squares.mean() - expected_factor(k, law=law, alpha=alpha)) < error

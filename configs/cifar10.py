@@ -5,6 +5,10 @@ Command:  TFDS_DATA_DIR=DIR python launch.py --config=configs/cifar10.py
 Recipe after Rice et al. 2020 (arXiv 2002.11569), with weight averaging and Nesterov
 momentum: 200 epochs, learning rate 0.1 divided by ten at epochs 100 and 150, PGD-10 with
 step 2/255, random crop and flip.
+
+Runtime: one training step takes 30 ms on an H100 (80 GB; jax 0.11.2, 2026-11-23; random
+images), so an epoch about 12 s and the run about 40 minutes, the evaluation apart. Result:
+not run.
 """
 
 from configs import base

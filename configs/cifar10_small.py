@@ -4,6 +4,9 @@ Command:  TFDS_DATA_DIR=DIR python launch.py --config=configs/cifar10_small.py
 
 The recipe is that of `configs/cifar10.py`, on a PreActResNet-10 of width 16 (0.3 million
 parameters) and with a cosine schedule over 15 epochs.
+
+Runtime: about 1.5 s a training step on two cores of an Intel Xeon with AVX-512 (jax 0.10.2,
+2026-11-23), so about 9 minutes an epoch. Result: not run.
 """
 
 from configs import base, cifar10

@@ -1,6 +1,9 @@
 """PGD adversarial training of a small CNN on Fashion-MNIST, L-inf radius 0.1.
 
 Command:  TFDS_DATA_DIR=DIR python launch.py --config=configs/fashion_mnist.py
+Runtime:  26 minutes on two cores of an Intel Xeon with AVX-512, beside other work
+Result:   average / worst class (Shirt): clean 84.6 / 47.9 %, PGD-20 75.6 / 30.1 %
+          (seed 0, 10,000 test images, jax 0.10.2, 2026-11-23)
 """
 
 from configs import base

@@ -25,7 +25,8 @@ def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
 
     Guarantees: a run that is stopped at any moment, by any signal, and run again ends in
     the same state, bit for bit, as a run left alone on the same number of cores and
-    devices. The test set is not touched.
+    devices; on GPU only under `XLA_FLAGS=--xla_gpu_deterministic_ops=true`, since XLA's
+    gradients there are not deterministic otherwise. The test set is not touched.
 
     Raises:
       Interrupted: SIGTERM or SIGINT came; everything is saved.

@@ -15,7 +15,7 @@ from configs import base
 
 
 def get_config(arg: str = ""):
-    """Returns the config; `:smoke` trains a narrow network on 500 images."""
+    """Returns the config; `:smoke` trains a narrow network on 500 images and tests on 100."""
     smoke = base.variant(arg)
     config = base.get_config()
     config.data.name = "cifar10"

@@ -39,7 +39,7 @@ def main() -> None:
     except UsageError as error:
         _exit_with(str(error), EXIT_USAGE)
     except (Interrupted, KeyboardInterrupt) as stop:
-        reason = str(stop) or "SIGINT: training was not under way"
+        reason = str(stop) or "SIGINT"
         _exit_with(f"{reason}; run the same command to go on", EXIT_INTERRUPTED)
 
 

@@ -68,6 +68,11 @@ def check(config: ConfigDict) -> None:
     for section, axis in _AXES.items():
         plugins.arguments(axis, config[section])
     parse_attacks(config.evaluate.attacks)
+    if config.batch_size % config.mixing.num_groups:
+        raise UsageError(
+            f"mixing.num_groups={config.mixing.num_groups} does not divide "
+            f"batch_size={config.batch_size}; give a divisor"
+        )
     if config.evaluate.weights == "best" and config.data.val_fraction == 0:
         raise UsageError(
             "evaluate.weights='best' needs a validation split; "

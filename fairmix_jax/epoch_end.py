@@ -1,12 +1,13 @@
 """What happens between two epochs: validation, rule, best weights, log."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fairmix_jax import evaluate, metrics
+from fairmix_jax import attacks, evaluate, metrics
 from fairmix_jax.checkpoint import Checkpoints
 from fairmix_jax.data import batches
 from fairmix_jax.experiment import Experiment
@@ -37,8 +38,11 @@ class EpochEnd:
         self._class_names = experiment.dataset.class_names
         self._split = batches.to_device(experiment.validation)
         num_classes = len(self._class_names)
-        attack = evaluate.make_attack(
-            config.validation.num_steps, experiment.threat, config.evaluate
+        attack = partial(
+            attacks.pgd,
+            threat=experiment.threat,
+            num_steps=config.validation.num_steps,
+            step_size=config.attack.step_size,
         )
         apply_fn = experiment.model.apply
         self._clean = evaluate.make_counter(apply_fn, None, num_classes)

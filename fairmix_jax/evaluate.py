@@ -19,7 +19,7 @@ from fairmix_jax.errors import UsageError
 from fairmix_jax.experiment import Experiment
 from fairmix_jax.export import write_json
 from fairmix_jax.progress import console
-from fairmix_jax.types import ApplyFn, Array, Batch, ClassCounts, Key, ThreatModel, Weights
+from fairmix_jax.types import ApplyFn, Array, Batch, ClassCounts, Key, Weights
 
 EvalAttack = Callable[..., Array]
 """`(logits_fn, key, images, labels, *, index) -> images`."""
@@ -77,23 +77,6 @@ def count_split(
     return jax.tree.map(lambda *counts: np.sum(np.stack(counts), axis=0), *parts)
 
 
-def make_attack(num_steps: int, threat: ThreatModel, section: Any) -> EvalAttack:
-    """Returns PGD as an evaluation attack with its parameters chosen.
-
-    Args:
-      num_steps: of the attack.
-      threat: the threat model.
-      section: has `step_size` (`None` for `epsilon / 4`) and `num_restarts`.
-    """
-    return partial(
-        attacks.pgd,
-        threat=threat,
-        num_steps=num_steps,
-        step_size=threat.epsilon / 4 if section.step_size is None else section.step_size,
-        num_restarts=section.num_restarts,
-    )
-
-
 def run(config: ConfigDict, experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Evaluates the weights in `workdir` on the test set and writes the results there.
 
@@ -112,11 +95,18 @@ def run(config: ConfigDict, experiment: Experiment, workdir: Path) -> dict[str, 
     rows = data.balanced_rows(test.labels, config.evaluate.num_examples)
     split = batches.to_device(test.take(rows))
 
+    settings = resolved(config)["evaluate"]
     results = {}
     for name, num_steps in chosen.items():
         attack = None
         if name != "clean":
-            attack = make_attack(num_steps, experiment.threat, config.evaluate)
+            attack = partial(
+                attacks.pgd,
+                threat=experiment.threat,
+                num_steps=num_steps,
+                step_size=settings["step_size"],
+                num_restarts=settings["num_restarts"],
+            )
         counter = make_counter(experiment.model.apply, attack, len(class_names))
         key = jax.random.fold_in(jax.random.key(config.seed), num_steps)
         start = time.perf_counter()
@@ -135,7 +125,7 @@ def run(config: ConfigDict, experiment: Experiment, workdir: Path) -> dict[str, 
         "threat": {"norm": experiment.threat.norm, "epsilon": experiment.threat.epsilon},
         "weights": config.evaluate.weights,
         "attacks": results,
-        "settings": resolved(config)["evaluate"],
+        "settings": settings,
     }
     export.save_model(workdir, weights, experiment.model_card | facts, evaluation)
     write_json(workdir / "evaluation.json", evaluation)

@@ -58,7 +58,8 @@ def make(
       probability, law, num_groups, options: as in `mixup.same_class_mixup`.
 
     Raises:
-      ValueError: unknown name or stage, or `class_strength` is not one number a class.
+      ValueError: unknown name or stage, weights that are not convex, or `class_strength` is
+        not one number a class.
     """
     if name not in ("none", "same_class", "cross_class"):
         raise ValueError(f"mixing.name={name!r} is unknown; choose none, same_class, cross_class")
@@ -72,6 +73,8 @@ def make(
         raise ValueError(
             f"mixing.class_strength has {len(class_strength)} numbers for {num_classes} classes"
         )
+    if weights:
+        mixup.mixing_weights(jax.random.key(0), len(weights), law=weights)  # raises if not convex
     base_probability = probability * np.asarray(class_strength or np.ones(num_classes), np.float32)
 
     def mixing(key: Key, images: Array, labels: Array, strength: Array) -> Mixed:

@@ -59,7 +59,7 @@ def make_train_step(
       augment: `(key, images) -> images`.
       mixing: see `fairmix_jax.mixing.Mixing`.
       base: per-example losses, with the model and the attack inside.
-      rule: gives the knobs; its state is updated by the loop, once an epoch.
+      rule: gives the knobs; its state is updated by the loop, after a validation.
       averaging: which weights are evaluated.
       tx: the optimizer.
       mixing_steps: after this many steps nothing is mixed any more.

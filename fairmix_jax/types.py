@@ -196,8 +196,8 @@ class Rule(NamedTuple):
     Attributes:
       init: `() -> rule_state`, a pytree of arrays with a fixed structure.
       knobs: `rule_state -> Knobs`.
-      update: `(rule_state, ClassCounts) -> rule_state`, called once per epoch with the
-        validation counts under the training attack.
+      update: `(rule_state, ClassCounts) -> rule_state`, called after every validation
+        with its counts under PGD of the training attack's radius and step size.
     """
 
     init: Callable[[], Any]

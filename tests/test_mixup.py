@@ -348,6 +348,7 @@ def test_strength_and_class_strength_multiply_the_probability(rng):
         (dict(stage="late"), "mixing.stage='late' is unknown"),
         (dict(name="cross_class", stage="hidden"), "for same_class only"),
         (dict(class_strength=(1.0,)), "1 numbers for 2 classes"),
+        (dict(weights=(0.7, 0.7)), "not convex"),
     ],
 )
 def test_mixings_that_cannot_be_made_are_named(change, message):

@@ -256,6 +256,18 @@ def test_best_weights_have_the_best_validation_score(tmp_path):
     assert best == [str(max(scores, key=lambda step: (scores[step], -step)))]
 
 
+def test_validation_does_not_depend_on_the_settings_of_the_evaluation(tmp_path):
+    """They may change between a run and its resumption, and must not change what is best."""
+    one, two = tiny(), tiny(evaluate__step_size=0.001, evaluate__num_restarts=2)
+    for name, config in (("one", one), ("two", two)):
+        train.fit(config, build(config), tmp_path / name)
+    scores = [
+        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])
+        for name in ("one", "two")
+    ]
+    assert scores[0]["val_robust/average"] == scores[1]["val_robust/average"]
+
+
 def test_loss_that_is_not_finite_is_an_error(tmp_path):
     config = tiny(optim__learning_rate=1e30)
     with pytest.raises(FloatingPointError, match="lower optim"):
@@ -336,6 +348,7 @@ def test_configs_that_cannot_be_built_are_named(changes, message):
         (dict(attack__epsilon=-0.1), "attack.epsilon=-0.1 is out of range"),
         (dict(attack__norm="l7"), "attack.norm='l7' is unknown"),
         (dict(mixing__num_samples=0), "mixing.num_samples=0 is out of range"),
+        (dict(mixing__num_groups=3), "mixing.num_groups=3 does not divide batch_size=40"),
         (dict(evaluate__weights="best", data__val_fraction=0.0), "data.val_fraction"),
     ],
 )

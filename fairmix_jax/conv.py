@@ -36,7 +36,8 @@ def conv(images: Array, kernel: Array, *, stride: int = 1, padding: Padding) -> 
       images: `[B, H, W, C]`.
       kernel: `[kh, kw, C, O]`, of the same dtype.
       stride: static, the same in both directions.
-      padding: static `((top, bottom), (left, right))`, in pixels.
+      padding: static `((top, bottom), (left, right))`, in pixels, each less than the kernel:
+        beyond that XLA's own gradients on CPU can be wrong (jaxlib 0.10.2 reads out of bounds).
 
     Returns: `[B, H', W', O]` with `H' = (H + top + bottom - kh) // stride + 1`.
     """
@@ -91,9 +92,19 @@ def _image_gradient(
         taps = flipped[tap_row, tap_col]
         if 0 in taps.shape:
             return jnp.zeros((len(images), rows, columns, channels), images.dtype)
-        return lax.conv_general_dilated(
-            cotangent, taps, (1, 1), (pad_row, pad_col), dimension_numbers=_DIMENSIONS
+        (top, bottom), (left, right) = pad_row, pad_col
+        inner = lax.pad(  # a negative padding of the convolution itself reads out of bounds
+            cotangent,
+            jnp.zeros((), cotangent.dtype),
+            (
+                (0, 0, 0),
+                (min(top, 0), min(bottom, 0), 0),
+                (min(left, 0), min(right, 0), 0),
+                (0, 0, 0),
+            ),
         )
+        around = ((max(top, 0), max(bottom, 0)), (max(left, 0), max(right, 0)))
+        return lax.conv_general_dilated(inner, taps, (1, 1), around, dimension_numbers=_DIMENSIONS)
 
     if stride == 1:
         return phase(0, 0)

@@ -40,6 +40,8 @@ def arrays(*shapes):
 def test_value_and_gradients_equal_the_plain_convolution(height, width, kernel, stride, padding):
     # jaxlib 0.10.2 aborts while compiling the plain gradient of such a convolution on CPU.
     assume(stride <= min(kernel) or stride < 3)
+    # It also reads out of bounds where the gradient's padding would be negative.
+    assume(all(max(pair) < size for pair, size in zip(padding, kernel, strict=True)))
     images, weights = arrays((2, height, width, 3), (*kernel, 3, 4))
     ours, our_vjp = jax.vjp(
         lambda x, k: conv(x, k, stride=stride, padding=padding), images, weights

@@ -12,6 +12,7 @@ SMALL = {
     "linear": {},
     "small_cnn": dict(width=8),
     "preact_resnet": dict(depth=10, width=8),
+    "resnet": dict(depth=10, width=8),
     "wide_resnet": dict(depth=10, width=1),
 }
 

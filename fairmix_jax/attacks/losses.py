@@ -6,21 +6,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from fairmix_jax.types import Array
 
 Objective = Callable[[Array, Any], Array]
+TargetedObjective = Callable[[Array, Array, Array], Array]
 
 
 def cross_entropy(logits: Array, target: Array) -> Array:
-    """Returns `-sum_k target_k log softmax(logits)_k`.
+    """Returns `-sum_k target_k log softmax(logits)_k`, exact to the precision of a small loss.
 
     Args:
       logits: `[K]`.
       target: `[]` int, a class, or `[K]` float, class probabilities.
     """
     if target.ndim == 0:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, target)
+        return -jax.nn.log_softmax(logits)[target]
     return optax.softmax_cross_entropy(logits, target)
 
 
@@ -37,6 +39,48 @@ def margin(logits: Array, target: Array) -> Array:
     return jnp.max(jnp.where(is_target, -jnp.inf, logits)) - logits[target]
 
 
+def dlr(logits: Array, target: Array) -> Array:
+    """Returns the difference of logits ratio `-(z_y - max_{k != y} z_k) / (z_(1) - z_(3))`.
+
+    `z_(i)` is the i-th largest logit. Shifting or scaling the logits does not change it
+    (up to the 1e-12 added to the denominator), so it does not saturate. The gradient flows
+    through the denominator too. With two classes it is undefined, and this is `margin`.
+
+    Args:
+      logits: `[K]` with `K >= 2`.
+      target: `[]` int, the class `y`.
+
+    Reference: Croce and Hein 2020, arXiv 2003.01690, equation 6.
+    """
+    if logits.shape[0] < 3:
+        return margin(logits, target)
+    top, classes = lax.top_k(logits, 3)
+    other = jnp.where(classes[0].astype(target.dtype) == target, top[1], top[0])
+    return -(logits[target] - other) / (top[0] - top[2] + 1e-12)
+
+
+def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
+    """Returns `-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)`, for a class `t` to move to.
+
+    As `dlr`; with fewer than four classes it is undefined, and this is `targeted_margin`.
+
+    Args:
+      logits: `[K]` with `K >= 2`.
+      label, target: `[]` int, the classes `y` and `t`.
+
+    Reference: Croce and Hein 2020, arXiv 2003.01690, equation 7.
+    """
+    if logits.shape[0] < 4:
+        return targeted_margin(logits, label, target)
+    top, _ = lax.top_k(logits, 4)
+    return -(logits[label] - logits[target]) / (top[0] - (top[2] + top[3]) / 2 + 1e-12)
+
+
+def targeted_margin(logits: Array, label: Array, target: Array) -> Array:
+    """Returns `z_t - z_y`; arguments as in `targeted_dlr`."""
+    return logits[target] - logits[label]
+
+
 def kl(logits: Array, target: Array) -> Array:
     """Returns `KL(target || softmax(logits))`.
 
@@ -49,7 +93,8 @@ def kl(logits: Array, target: Array) -> Array:
     return optax.losses.kl_divergence(jax.nn.log_softmax(logits), target)
 
 
-_BY_NAME: dict[str, Objective] = {"ce": cross_entropy, "margin": margin, "kl": kl}
+_BY_NAME: dict[str, Objective] = {"ce": cross_entropy, "margin": margin, "dlr": dlr, "kl": kl}
+_TARGETED: dict[str, TargetedObjective] = {"dlr": targeted_dlr, "margin": targeted_margin}
 
 
 def objective(loss: str | Objective) -> Objective:
@@ -58,8 +103,17 @@ def objective(loss: str | Objective) -> Objective:
     Raises:
       ValueError: unknown name.
     """
+    return _choose(loss, _BY_NAME)
+
+
+def targeted_objective(loss: str | TargetedObjective) -> TargetedObjective:
+    """As `objective`, for objectives `(logits, label, target)`."""
+    return _choose(loss, _TARGETED)
+
+
+def _choose(loss, by_name):
     if not isinstance(loss, str):
         return loss
-    if loss not in _BY_NAME:
-        raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(_BY_NAME)}")
-    return _BY_NAME[loss]
+    if loss not in by_name:
+        raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(by_name)}")
+    return by_name[loss]

@@ -1,0 +1,285 @@
+"""Square: random search with squares, which needs no gradient."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fairmix_jax.attacks.losses import margin
+from fairmix_jax.attacks.pool import run as run_attack
+from fairmix_jax.attacks.projections import normalize, project
+from fairmix_jax.attacks.stepwise import (
+    Example,
+    Network,
+    Randomized,
+    Stepwise,
+    misclassified,
+)
+from fairmix_jax.types import Array, Key, LogitsFn, ThreatModel
+
+_STAGES = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+class State(NamedTuple):
+    """A run between two queries.
+
+    Attributes:
+      best: `[H, W, C]`, the best point so far.
+      loss: `[]`, its margin `z_y - max_{k != y} z_k`.
+      adversarial, broken: a misclassified point, if there is one.
+    """
+
+    best: Array
+    loss: Array
+    adversarial: Array
+    broken: Array
+
+
+class Draw(NamedTuple):
+    """The random numbers of one query.
+
+    Attributes:
+      corner, second_corner: `[2]` in `[0, 1)`, where the windows lie (L-inf has one).
+      signs: `[1, 1, C]`, -1 or 1.
+      turned: `[]` bool, whether the L2 window is transposed.
+    """
+
+    corner: Array
+    second_corner: Array
+    signs: Array
+    turned: Array
+
+
+def draw(key: Key, count: Array, num_channels: int) -> Draw:
+    """Returns the random numbers of one query; the key, which is its own, is consumed."""
+    del count
+    uniform = jax.random.uniform(key, (5 + num_channels,))
+    signs = jnp.where(uniform[None, None, 5:] < 0.5, -1.0, 1.0)
+    return Draw(uniform[:2], uniform[2:4], signs, uniform[4] < 0.5)
+
+
+def square(
+    logits_fn: LogitsFn | Randomized,
+    key: Key,
+    images: Array,
+    labels: Array,
+    *,
+    threat: ThreatModel,
+    num_queries: int = 5000,
+    num_restarts: int = 1,
+    initial_share: float = 0.8,
+    index: Array | None = None,
+    early_exit: bool = True,
+) -> Array:
+    """Returns misclassified images in the ball where Square finds any, else the images.
+
+    Contract as in `apgd.apgd`; needs no gradient of `logits_fn`.
+
+    Args:
+      num_queries, num_restarts, initial_share: see `make`.
+      logits_fn, key, images, labels, threat, index, early_exit: as in `apgd.apgd`.
+    """
+    attack = make(
+        norm=threat.norm, bounds=threat.bounds, num_queries=num_queries,
+        num_restarts=num_restarts, initial_share=initial_share,
+    )  # fmt: skip
+    return run_attack(
+        attack, logits_fn, key, images, labels, epsilon=threat.epsilon, index=index,
+        early_exit=early_exit,
+    )  # fmt: skip
+
+
+@functools.cache
+def make(
+    *,
+    norm: str,
+    bounds: tuple[float, float],
+    num_queries: int = 5000,
+    num_restarts: int = 1,
+    initial_share: float = 0.8,
+    draws: Callable[[Key, Array, int], Draw] = draw,
+) -> Stepwise:
+    """Returns the Square attack on the margin.
+
+    From vertical stripes (L-inf) or a grid of bumps (L2) at full radius, each query changes
+    a square window and is kept if it lowers the margin. The window's share of the image,
+    `initial_share` at first, is halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and
+    8000 queries, whatever `num_queries` is (the schedule of AutoAttack). Images need not
+    be square; windows are, and at most as large as the shorter side. Each example draws its
+    own windows; AutoAttack shares them in a batch.
+
+    Args:
+      norm, bounds: as in `ThreatModel`.
+      num_queries: of a run, after the start.
+      num_restarts: runs from fresh starts until one succeeds.
+      initial_share: in (0, 1].
+      draws: `(key, count, num_channels) -> Draw`, the source of randomness.
+
+    Reference: Andriushchenko et al. 2020, arXiv 1912.00049, algorithms 1 to 3.
+    """
+    if num_queries < 1:
+        raise ValueError(f"num_queries={num_queries}; give at least 1")
+    propose = _propose_linf if norm == "linf" else _propose_l2
+
+    def start(example: Example, run: Array) -> State:
+        image = random_start(example.key, example, norm=norm)
+        best = project(image, example.image, norm=norm, epsilon=example.epsilon, bounds=bounds)
+        infinite = jnp.asarray(jnp.inf, best.dtype)
+        return State(best, infinite, best, jnp.asarray(False))
+
+    def step(network: Network, example: Example, run: Array, count: Array, state: State) -> State:
+        query = jnp.maximum(count - 1, 0)
+        drawn = draws(example.key, query, example.image.shape[-1])
+        stages = _sides(example.image.shape, num_queries, initial_share, norm)
+        moved = propose(drawn, stages, jnp.asarray(stages.index)[query], example, state.best)
+        image = jnp.where(count == 0, state.best, jnp.clip(moved, *bounds))
+        logits = network(image, example.network_key)
+        loss, is_wrong = -margin(logits, example.label), misclassified(logits, example.label)
+        is_kept = is_wrong | (loss < state.loss) | (loss <= 0)
+        return State(
+            best=jnp.where(is_kept, image, state.best),
+            loss=jnp.where(is_wrong | (loss < state.loss), loss, state.loss),
+            adversarial=jnp.where(is_wrong, image, state.adversarial),
+            broken=state.broken | is_wrong,
+        )
+
+    return Stepwise(
+        lambda num_classes: num_restarts, num_queries + 1, start, step, lambda num_classes: (1, 0)
+    )
+
+
+class Stages(NamedTuple):
+    """Window sides by query.
+
+    Attributes:
+      sides: one for each stage of the schedule, falling.
+      index: `[num_queries]` int32, the stage of each query.
+    """
+
+    sides: tuple[int, ...]
+    index: np.ndarray
+
+
+def _sides(shape: tuple[int, ...], num_queries: int, initial_share: float, norm: str) -> Stages:
+    height, width, _ = shape
+    sides = []
+    for stage in range(len(_STAGES) + 1):
+        side = max(round(math.sqrt(initial_share / 2**stage * height * width)), 1)
+        if norm == "l2":
+            side = max(side, 3)
+            side += 1 - side % 2
+        sides.append(min(side, height, width))
+    index = np.searchsorted(_STAGES, np.arange(num_queries), side="left").astype(np.int32)
+    return Stages(tuple(sides), index)
+
+
+def random_start(key: Key, example: Example, *, norm: str) -> Array:
+    """Returns the image plus stripes (L-inf) or a grid of bumps (L2), before the projection.
+
+    L-inf: `epsilon` with one random sign for each column and channel. L2: `5 x 5` cells of
+    one fifth of the height (at least a pixel) with a random sign for each cell and channel,
+    together of norm `epsilon`. The key is consumed.
+    """
+    height, width, channels = example.image.shape
+    if norm == "linf":
+        signs = jax.random.rademacher(key, (1, width, channels), example.image.dtype)
+        return example.image + example.epsilon * signs
+    cell = max(height // 5, 1)
+    offset = max((height - 5 * cell) // 2, 0)
+    rows, columns = height // cell, width // cell
+    sign_key, turn_key = jax.random.split(key)
+    signs = jax.random.rademacher(sign_key, (rows, 1, columns, 1, channels), example.image.dtype)
+    bump = jnp.asarray(_bumps(cell), example.image.dtype)
+    turned = jax.random.bernoulli(turn_key, shape=(rows, 1, columns, 1))
+    bumps = jnp.where(turned, bump.T[None, :, None, :], bump[None, :, None, :])
+    grid = (bumps[..., None] * signs).reshape(rows * cell, columns * cell, channels)
+    canvas = jnp.pad(grid, ((offset, height), (offset, width), (0, 0)))[:height, :width]
+    return example.image + example.epsilon * normalize(canvas, norm)
+
+
+def _corner(uniform: Array, side: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """The window's first row and column; as in the reference never the last possible one."""
+    row, column = (
+        jnp.floor(u * (extent - side).astype(u.dtype)).astype(side.dtype)
+        for u, extent in zip(uniform, shape[:2], strict=True)
+    )
+    return row, column
+
+
+def _inside(corner: tuple[Array, Array], side: Array, shape: tuple[int, ...]) -> Array:
+    """`[H, W, 1]` bool, the pixels of a window."""
+    rows, columns = jnp.arange(shape[0])[:, None, None], jnp.arange(shape[1])[None, :, None]
+    row, column = corner
+    return (rows >= row) & (rows < row + side) & (columns >= column) & (columns < column + side)
+
+
+def _propose_linf(drawn: Draw, stages: Stages, stage: Array, example: Example, best: Array):
+    """Moves one window by twice the radius, up or down in each channel."""
+    side = jnp.asarray(stages.sides)[stage]
+    window = _inside(_corner(drawn.corner, side, best.shape), side, best.shape)
+    moved = best + jnp.where(window, 2 * example.epsilon * drawn.signs.astype(best.dtype), 0.0)
+    return jnp.clip(moved, example.image - example.epsilon, example.image + example.epsilon)
+
+
+def _propose_l2(drawn: Draw, stages: Stages, stage: Array, example: Example, best: Array):
+    """Moves the perturbation's mass from two windows into the first, as a new bump."""
+    side = jnp.asarray(stages.sides)[stage]
+    shape, delta = best.shape, best - example.image
+    corner = _corner(drawn.corner, side, shape)
+    first = _inside(corner, side, shape)
+    second = _inside(_corner(drawn.second_corner, side, shape), side, shape)
+
+    def channel_norm(x: Array) -> Array:
+        return jnp.sqrt(jnp.sum(x**2, axis=(0, 1), keepdims=True))
+
+    old = jnp.where(first, delta, 0.0)
+    freed = channel_norm(jnp.where(first | second, delta, 0.0))
+    spare = jnp.maximum(example.epsilon**2 - jnp.sum(delta**2), 0.0)
+    new = _placed_bump(stages.sides, stage, drawn.turned, corner, shape, best.dtype)
+    new = new * drawn.signs.astype(best.dtype) + old / (1e-12 + channel_norm(old))
+    new = new / (1e-12 + channel_norm(new)) * jnp.sqrt(spare / shape[-1] + freed**2)
+    delta = jnp.where(first, new, jnp.where(second, 0.0, delta))
+    return example.image + example.epsilon * normalize(delta, "l2")
+
+
+def _placed_bump(sides, stage: Array, turned: Array, corner, shape, dtype) -> Array:
+    """`[H, W, 1]`, the bump of a stage's side at a corner, zero elsewhere."""
+    height, width, _ = shape
+    table = np.zeros((len(sides), 2, 2 * height, 2 * width))
+    for number, side in enumerate(sides):
+        bump = _bumps(side)
+        table[number, 0, height : height + side, width : width + side] = bump
+        table[number, 1, height : height + side, width : width + side] = bump.T
+    chosen = jnp.asarray(table, dtype)[stage, turned.astype(jnp.int32)]
+    row, column = corner
+    return lax.dynamic_slice(chosen, (height - row, width - column), (height, width))[..., None]
+
+
+@functools.cache
+def _bumps(side: int) -> np.ndarray:
+    """`[side, side]` of unit norm: a hill in the upper half, a valley in the lower."""
+    half = side // 2
+    bump = np.zeros((side, side))
+    bump[:half] = _hill(half, side)
+    bump[half:] = -_hill(side - half, side)
+    return bump / np.sqrt(np.sum(bump**2))
+
+
+def _hill(height: int, width: int) -> np.ndarray:
+    """Nested rectangles whose heights `1, 1/4, 1/9, ...` add up, of unit norm."""
+    hill = np.zeros((height, width))
+    row, column = height // 2, width // 2
+    for reach in range(max(height, width) // 2 + 1):
+        rows = slice(max(row - reach, 0), max(row + reach + 1, 0))
+        columns = slice(max(column - reach, 0), max(column + reach + 1, 0))
+        hill[rows, columns] += 1 / (reach + 1) ** 2
+    norm = np.sqrt(np.sum(hill**2))
+    return hill / norm if norm else hill
+
+
+MEMBERS = {"square": make}

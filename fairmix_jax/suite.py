@@ -1,0 +1,67 @@
+"""The names of `evaluate.attacks`, and what each of them does."""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from fairmix_jax.attacks.autoattack import attack_makers
+from fairmix_jax.errors import UsageError
+
+_ENSEMBLES = {
+    "autoattack": "standard",
+    "autoattack-plus": "plus",
+    "autoattack-rand": "rand",
+    "fast": "fast",
+}
+_STEPS = re.compile(r"(pgd|mifgsm)([1-9]\d*)")
+
+
+class Named(NamedTuple):
+    """One entry of the list.
+
+    Attributes:
+      name: as written.
+      kind: `"clean"`, `"fgsm"`, `"mifgsm"`, `"pgd"` or `"ensemble"`.
+      num_steps: of PGD and MI-FGSM, else 0.
+      version: of an ensemble, as `attacks.autoattack` takes it.
+    """
+
+    name: str
+    kind: str
+    num_steps: int = 0
+    version: str | tuple[str, ...] = ()
+
+
+def parse(names: str) -> list[Named]:
+    """Returns the attacks in a list such as `"clean,pgd20,autoattack"`, without repeats.
+
+    Known are `clean`, `fgsm`, `pgdN` and `mifgsmN` (`N` steps), single members of
+    AutoAttack (`apgd-ce`, `apgd-dlr`, `apgd-t`, `fab`, `fab-t`, `square`), its versions
+    `autoattack`, `autoattack-plus` and `autoattack-rand`, and `fast`, which is `apgd-ce`
+    and `apgd-t`.
+
+    Raises:
+      UsageError: the list is empty or a name is not understood.
+    """
+    parsed = list(dict.fromkeys(_parse_all(names)))
+    if not parsed:
+        raise UsageError("evaluate.attacks is empty; name at least one, e.g. clean,pgd20")
+    return parsed
+
+
+def _parse_all(names: str) -> Iterator[Named]:
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        if name in ("clean", "fgsm"):
+            yield Named(name, name)
+        elif match := _STEPS.fullmatch(name):
+            yield Named(name, match[1], num_steps=int(match[2]))
+        elif name in _ENSEMBLES:
+            yield Named(name, "ensemble", version=_ENSEMBLES[name])
+        elif name in attack_makers():
+            yield Named(name, "ensemble", version=(name,))
+        else:
+            known = ["clean", "fgsm", "pgdN", "mifgsmN", *attack_makers(), *_ENSEMBLES]
+            raise UsageError(
+                f"evaluate.attacks={name!r} is unknown; choose from {', '.join(known)}, "
+                "with N a number of steps, e.g. pgd20"
+            )

@@ -76,6 +76,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluate.batch_size = 500
     config.evaluate.step_size = config_dict.placeholder(float)  # epsilon / 4
     config.evaluate.num_restarts = 1
+    config.evaluate.search_dtype = "float32"  # or bfloat16: AutoAttack searches, float32 decides
+    config.evaluate.save_adversarial = (
+        False  # keep AutoAttack's images, in attacks/NAME/verdicts.npz
+    )
+    config.evaluate.masking = True  # whether AutoAttack's number gets a verdict on masking
 
     config.report = "classes"  # or gaussian: theory beside it
 

@@ -1,13 +1,12 @@
 """Checks a config before anything is built, one clear line for each mistake."""
 
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from fairmix_jax import plugins
+from fairmix_jax import plugins, suite
 from fairmix_jax.data import COMMON_FIELDS
 from fairmix_jax.errors import UsageError
 
@@ -19,6 +18,7 @@ _CHOICES = {
     "optim.name": ("sgd", "adam"),
     "optim.schedule": ("piecewise", "cosine", "constant"),
     "evaluate.weights": ("best", "last"),
+    "evaluate.search_dtype": ("float32", "bfloat16"),
     "report": ("classes", "gaussian"),
 }
 
@@ -67,7 +67,7 @@ def check(config: ConfigDict) -> None:
             raise UsageError(f"{field}={value} is out of range; give a number in [{low}, {high}]")
     for section, axis in _AXES.items():
         plugins.arguments(axis, config[section])
-    parse_attacks(config.evaluate.attacks)
+    suite.parse(config.evaluate.attacks)
     if config.batch_size % config.mixing.num_groups:
         raise UsageError(
             f"mixing.num_groups={config.mixing.num_groups} does not divide "
@@ -78,25 +78,6 @@ def check(config: ConfigDict) -> None:
             "evaluate.weights='best' needs a validation split; "
             "set data.val_fraction above 0 or evaluate.weights=last"
         )
-
-
-def parse_attacks(names: str) -> dict[str, int]:
-    """Returns name and number of steps of each attack in a list such as `"clean,pgd20"`.
-
-    Raises:
-      UsageError: the list is empty or a name is not understood.
-    """
-    parsed = {}
-    for name in filter(None, (part.strip() for part in names.split(","))):
-        match = re.fullmatch(r"clean|pgd([1-9]\d*)", name)
-        if not match:
-            raise UsageError(
-                f"evaluate.attacks={name!r} is unknown; choose from clean and pgdN, e.g. pgd20"
-            )
-        parsed[name] = int(match[1] or 0)
-    if not parsed:
-        raise UsageError("evaluate.attacks is empty; name at least one, e.g. clean,pgd20")
-    return parsed
 
 
 def get(config: ConfigDict, field: str) -> Any:

@@ -11,19 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fairmix_jax import attacks, data, export, metrics
+from fairmix_jax import attacks, data, evaluate_ensemble, export, metrics, suite
 from fairmix_jax.checkpoint import Checkpoints
-from fairmix_jax.config import parse_attacks, resolved
-from fairmix_jax.data import batches
+from fairmix_jax.config import resolved
+from fairmix_jax.data import Split, batches
 from fairmix_jax.errors import UsageError
 from fairmix_jax.experiment import Experiment
 from fairmix_jax.export import write_json
 from fairmix_jax.progress import console
 from fairmix_jax.types import ApplyFn, Array, Batch, ClassCounts, Key, Weights
 
-EvalAttack = Callable[..., Array]
-"""`(logits_fn, key, images, labels, *, index) -> images`."""
-Counter = Callable[[Weights, Batch, Key], ClassCounts]
+_STATISTICS = ("average", "worst_class", "worst_class_name", "gap", "std")
+
+EvalAttack = Callable[..., Any]
+"""`(logits_fn, key, images, labels, *, index) -> images`, or several arrays of them."""
+Counter = Callable[[Weights, Batch, Key], Any]
+"""Returns `ClassCounts` for each array of images of its attack."""
 
 
 def count(logits: Array, batch: Batch, *, num_classes: int) -> ClassCounts:
@@ -48,7 +51,7 @@ def count(logits: Array, batch: Batch, *, num_classes: int) -> ClassCounts:
 
 
 def make_counter(apply_fn: ApplyFn, attack: EvalAttack | None, num_classes: int) -> Counter:
-    """Returns a jitted `(weights, batch, key) -> ClassCounts`.
+    """Returns a jitted counter; one of an attack that returns several arrays counts each.
 
     Args:
       apply_fn: the model; used with running batch statistics.
@@ -57,21 +60,21 @@ def make_counter(apply_fn: ApplyFn, attack: EvalAttack | None, num_classes: int)
     """
 
     @jax.jit
-    def counter(weights: Weights, batch: Batch, key: Key) -> ClassCounts:
+    def counter(weights: Weights, batch: Batch, key: Key) -> Any:
         def logits_fn(images: Array) -> Array:
             return apply_fn(weights.params, weights.batch_stats, images, train=False)[0]
 
         images = batch.images
         if attack is not None:
             images = attack(logits_fn, key, images, batch.labels, index=batch.index)
-        return count(logits_fn(images), batch, num_classes=num_classes)
+        return jax.tree.map(lambda x: count(logits_fn(x), batch, num_classes=num_classes), images)
 
     return counter
 
 
 def count_split(
     counter: Counter, weights: Weights, split: batches.DeviceSplit, key: Key, *, batch_size: int
-) -> ClassCounts:
+) -> Any:
     """Returns the counts of a whole split, summed over batches, as NumPy arrays."""
     parts = [counter(weights, batch, key) for batch in batches.in_order(split, batch_size)]
     return jax.tree.map(lambda *counts: np.sum(np.stack(counts), axis=0), *parts)
@@ -80,56 +83,80 @@ def count_split(
 def run(config: ConfigDict, experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """Evaluates the weights in `workdir` on the test set and writes the results there.
 
-    Writes `evaluation.json`, `model.safetensors` and `model.json`. An example's random
-    start depends on the seed, the attack's name and its position in the test set only.
+    Writes `evaluation.json`, `model.safetensors` and `model.json`, and for each of
+    AutoAttack's kind `attacks/NAME/verdicts.npz`, what became of every image. An example's random
+    numbers depend on the seed, the attack's name and its position in the test set only.
+    AutoAttack goes on where it was interrupted.
 
     Returns: the content of `evaluation.json`.
 
     Raises:
       UsageError: there is no trained model in `workdir`, or an attack is unknown.
     """
-    chosen = parse_attacks(config.evaluate.attacks)
+    chosen = suite.parse(config.evaluate.attacks)
     weights, facts = load_weights(config, experiment, workdir)
-    class_names = list(experiment.dataset.class_names)
+    names = list(experiment.dataset.class_names)
     test = experiment.dataset.test
     rows = data.balanced_rows(test.labels, config.evaluate.num_examples)
-    split = batches.to_device(test.take(rows))
-
-    settings = resolved(config)["evaluate"]
+    split = test.take(rows)
     results = {}
-    for name, num_steps in chosen.items():
-        attack = None
-        if name != "clean":
-            attack = partial(
-                attacks.pgd,
-                threat=experiment.threat,
-                num_steps=num_steps,
-                step_size=settings["step_size"],
-                num_restarts=settings["num_restarts"],
+    for named in chosen:
+        if named.kind == "ensemble":
+            directory = workdir / "attacks" / named.name
+            result = evaluate_ensemble.run(
+                named, config, experiment, weights, split, rows, directory
             )
-        counter = make_counter(experiment.model.apply, attack, len(class_names))
-        key = jax.random.fold_in(jax.random.key(config.seed), num_steps)
-        start = time.perf_counter()
-        counts = count_split(counter, weights, split, key, batch_size=config.evaluate.batch_size)
-        seconds = time.perf_counter() - start
-        results[name] = metrics.result(*counts, class_names, seconds=seconds)
+        else:
+            result = _run_batchwise(named, config, experiment, weights, split)
+        results[named.name] = result
         console.print(
-            f"{name}: average {results[name]['average']:.1%}, worst class "
-            f"{results[name]['worst_class']:.1%} ({results[name]['worst_class_name']}), "
-            f"{len(rows):,} test images in {seconds:.1f} s"
+            f"{named.name}: average {result['average']:.1%}, worst class "
+            f"{result['worst_class']:.1%} ({result['worst_class_name']}), "
+            f"{len(rows):,} test images in {result['seconds']:.1f} s"
         )
     evaluation = {
         "schema": 1,
         "dataset": config.data.name,
-        "classes": class_names,
+        "classes": names,
         "threat": {"norm": experiment.threat.norm, "epsilon": experiment.threat.epsilon},
         "weights": config.evaluate.weights,
         "attacks": results,
-        "settings": settings,
+        "settings": resolved(config)["evaluate"],
     }
     export.save_model(workdir, weights, experiment.model_card | facts, evaluation)
     write_json(workdir / "evaluation.json", evaluation)
     return evaluation
+
+
+def _run_batchwise(
+    named: suite.Named, config: ConfigDict, experiment: Experiment, weights: Weights, split: Split
+) -> dict[str, Any]:
+    """The result of a clean evaluation or a fixed number of steps; PGD's with any iterate."""
+    settings = resolved(config)["evaluate"]
+    names = experiment.dataset.class_names
+    options = {"threat": experiment.threat, "num_restarts": settings["num_restarts"]}
+    attack: EvalAttack | None = {
+        "clean": lambda: None,
+        "fgsm": lambda: partial(attacks.fgsm, **options),
+        "mifgsm": lambda: partial(attacks.mi_fgsm, num_steps=named.num_steps, **options),
+        "pgd": lambda: partial(
+            attacks.pgd, num_steps=named.num_steps, step_size=settings["step_size"], keep="both",
+            **options,
+        ),
+    }[named.kind]()  # fmt: skip
+    counter = make_counter(experiment.model.apply, attack, len(names))
+    key = jax.random.fold_in(jax.random.key(config.seed), named.num_steps)
+    start = time.perf_counter()
+    counts = count_split(
+        counter, weights, batches.to_device(split), key, batch_size=config.evaluate.batch_size
+    )
+    seconds = time.perf_counter() - start
+    if named.kind != "pgd":
+        return metrics.result(*counts, names, seconds=seconds)
+    last, any_iterate = counts
+    result = metrics.result(*last, names, seconds=seconds)
+    found = metrics.result(*any_iterate, names, seconds=seconds)
+    return result | {"any_iterate": {k: found[k] for k in ("class_correct", *_STATISTICS)}}
 
 
 def load_weights(

@@ -12,6 +12,7 @@ from scipy import special
 from fairmix_jax import metrics, report, theory, theory_surrogates
 from fairmix_jax.data import gaussian
 from fairmix_jax.progress import console
+from fairmix_jax.tables import Table, markdown, rich_table
 
 _LABELS = {"ce": "logistic", "squared": "squared", "zero_one": "smooth 0-1"}
 
@@ -72,9 +73,9 @@ def write(directory: Path, workdirs: Sequence[Path]) -> None:
     table = _table(groups)
     output = directory / "report"
     output.mkdir(parents=True, exist_ok=True)
-    (output / "theory.md").write_text(report.markdown(table) + "\n")
+    (output / "theory.md").write_text(markdown(table) + "\n")
     _figure(output / "theory.png", groups)
-    console.print(report.rich_table(table))
+    console.print(rich_table(table))
     console.print(f"theory: {output / 'theory.md'} and {output / 'theory.png'}", soft_wrap=True)
 
 
@@ -128,7 +129,7 @@ def _predicted(setting: Setting) -> Outcome:
     )
 
 
-def _table(groups: dict[Setting, list[tuple[Outcome, Outcome]]]) -> report.Table:
+def _table(groups: dict[Setting, list[tuple[Outcome, Outcome]]]) -> Table:
     header = ["loss", "K", "m", "e", "k", "decay", "seeds", "bias trained", "theory"]
     header += [
         f"D {risk} {how}" for risk in ("nat", "adv") for how in ("trained", "test", "theory")
@@ -152,7 +153,7 @@ def _table(groups: dict[Setting, list[tuple[Outcome, Outcome]]]) -> report.Table
         "95 % t interval over seeds; trained: exactly from the weights; test: clean and PGD; "
         "theory: the population optimum, of the 0-1 loss for its smooth version"
     )
-    return report.Table(caption, header, rows)
+    return Table(caption, header, rows)
 
 
 def _cell(values: np.ndarray) -> str:

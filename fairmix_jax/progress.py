@@ -5,6 +5,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fairmix_jax.attacks.ensemble import Status
+
 console = Console(highlight=False)
 if not console.is_terminal:
     console = Console(highlight=False, width=160)
@@ -83,6 +85,51 @@ class TrainProgress:
             figures=self._figures,
             speed=f"{self.images_per_second:,.0f} images/s",
         )
+
+
+class AttackProgress:
+    """Shows which attack runs, the survivors so far and the time left at most.
+
+    A context manager. On a terminal it is one live bar; elsewhere a line once an attack has
+    run for three seconds, and one a minute.
+    """
+
+    def __init__(self, name: str):
+        """Takes the name of the evaluation."""
+        self._name, self._attack = name, ""
+        self._told = time.perf_counter()
+        self._bar = Progress(
+            TextColumn("{task.fields[text]}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]} left at most"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=1.0, text=name, left="")
+
+    def __enter__(self) -> "AttackProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+    def update(self, status: Status) -> None:
+        """Shows a `Status` of `attacks.ensemble`."""
+        share = status.survivors / status.total
+        text = f"{self._name}: {status.attack}, {share:.1%} survive"
+        if console.is_terminal:
+            self._bar.update(
+                self._task, completed=status.share, text=text, left=duration(status.seconds_left)
+            )
+            return
+        now = time.perf_counter()
+        is_new = status.attack != self._attack and status.seconds > 3
+        if is_new or now - self._told > 60:
+            self._attack, self._told = status.attack, now
+            left = duration(status.seconds_left)
+            console.print(f"{text}, {status.share:.0%} of it done, {left} left at most")
 
 
 def duration(seconds: float) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.table import Table as RichTable
 
-from fairmix_jax import figures, metrics
+from fairmix_jax import attack_tables, figures, metrics
 from fairmix_jax.config import flatten
 from fairmix_jax.errors import UsageError
 from fairmix_jax.progress import console
+from fairmix_jax.tables import Table, markdown, rich_table
 
 _NOT_A_METHOD = ("seed", "sweep", "report", "data.dir", "data.draw", "checkpoint.", "evaluate.")
 _HEADLINES = ("average", "worst_class", "gap")
@@ -53,14 +53,6 @@ class Group(NamedTuple):
         )
 
 
-class Table(NamedTuple):
-    """A table of texts with a caption that says what its numbers are."""
-
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
 def write(directory: Path, workdirs: Sequence[Path], *, show: bool = True) -> None:
     """Writes `directory/report/`: `index.html`, `table.md`, `classes.png`; prints the tables.
 
@@ -77,6 +69,9 @@ def write(directory: Path, workdirs: Sequence[Path], *, show: bool = True) -> No
     groups = _group(runs)
     attacks = list(runs[0].evaluation["attacks"])
     tables = [_summary(groups, attacks), _per_class(groups, attacks)]
+    for group in groups:
+        results = [run.evaluation["attacks"] for run in group.runs]
+        tables += attack_tables.tables(group.label, results, runs[0].evaluation["classes"])
     output = directory / "report"
     output.mkdir(parents=True, exist_ok=True)
     figures.classes(
@@ -191,23 +186,6 @@ def _per_class(groups: Sequence[Group], attacks: Sequence[str]) -> Table:
         for number, name in enumerate(names)
     ]
     return Table("accuracy in % of each class, mean over seeds", header, rows)
-
-
-def markdown(table: Table) -> str:
-    """Returns the table as Markdown, its caption first."""
-    lines = [table.header, ["---"] * len(table.header), *table.rows]
-    return f"{table.caption}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def rich_table(table: Table) -> RichTable:
-    """Returns the table for the console."""
-    shown = RichTable(title=table.caption, title_justify="left")
-    for number, name in enumerate(table.header):
-        justify = "left" if name in ("attack", "class", "method") else "right"
-        shown.add_column(name, justify=justify, overflow="fold", no_wrap=number < 2)
-    for row in table.rows:
-        shown.add_row(*row)
-    return shown
 
 
 _STYLE = (

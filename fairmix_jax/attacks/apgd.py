@@ -220,7 +220,7 @@ def make_targeted(
     )  # fmt: skip
 
 
-def random_start(key: Key, example: Example, *, norm: str) -> Array:
+def random_start(key: Key, image: Array, epsilon: Array, *, norm: str) -> Array:
     """Returns the image plus noise whose norm is exactly `epsilon`, before the bounds.
 
     L-inf: uniform noise, scaled so that its largest coordinate has that size. L2: uniform
@@ -228,8 +228,8 @@ def random_start(key: Key, example: Example, *, norm: str) -> Array:
     """
     draw = functools.partial(jax.random.uniform, minval=-1.0)
     draw = draw if norm == "linf" else jax.random.normal
-    noise = draw(key, example.image.shape, example.image.dtype)
-    return example.image + example.epsilon * normalize(noise, norm)
+    noise = draw(key, image.shape, image.dtype)
+    return image + epsilon * normalize(noise, norm)
 
 
 def _make(loss, num_runs, *, norm, bounds, num_steps, num_draws) -> Stepwise:
@@ -238,7 +238,8 @@ def _make(loss, num_runs, *, norm, bounds, num_steps, num_draws) -> Stepwise:
     periods = checkpoints(num_steps)
 
     def start(example: Example, run: Array) -> State:
-        image = jnp.clip(random_start(example.key, example, norm=norm), *bounds)
+        image = random_start(example.key, example.image, example.epsilon, norm=norm)
+        image = jnp.clip(image, *bounds)
         zero = jnp.zeros((), image.dtype)
         return State(
             image=image,
@@ -281,7 +282,6 @@ def _observe(state: State, example: Example, count: Array, loss, logits, gradien
         # The authors' code compares the first loss after the start with 0, not with the start's.
         loss=jnp.where(is_first, 0.0, loss),
         increases=jnp.where(is_first, 0, state.increases + rose),
-        checked_loss=jnp.where(is_first, loss, state.checked_loss),
     )
 
 

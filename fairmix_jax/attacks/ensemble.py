@@ -1,7 +1,7 @@
 """Several attacks one after another on the survivors: the host's part of the work."""
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,16 +159,22 @@ def _check(images: np.ndarray, labels: np.ndarray, threat: ThreatModel) -> None:
         )
 
 
-_predict = jax.jit(pools.clean_logits)
+predict = jax.jit(pools.clean_logits)
+
+
+def batches(count: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Yields rows `0 .. count - 1` in pieces of one size, the last row repeated at the end."""
+    size = min(batch_size, count)
+    for first in range(0, count, size):
+        yield np.minimum(np.arange(first, first + size), count - 1)
 
 
 def _logits(apply: Partial, images: np.ndarray, index: np.ndarray, key: Key, batch_size: int):
     """`[N, K]`, in batches of one shape."""
-    size = min(batch_size, len(images))
-    parts = []
-    for first in range(0, len(images), size):
-        rows = np.minimum(np.arange(first, first + size), len(images) - 1)
-        parts.append(np.asarray(_predict(apply, images[rows], index[rows], key)))
+    parts = [
+        np.asarray(predict(apply, images[rows], index[rows], key))
+        for rows in batches(len(images), batch_size)
+    ]
     return np.concatenate(parts)[: len(images)]
 
 

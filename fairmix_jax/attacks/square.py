@@ -127,7 +127,7 @@ def make(
     propose = _propose_linf if norm == "linf" else _propose_l2
 
     def start(example: Example, run: Array) -> State:
-        image = random_start(example.key, example, norm=norm)
+        image = random_start(example.key, example.image, example.epsilon, norm=norm)
         best = project(image, example.image, norm=norm, epsilon=example.epsilon, bounds=bounds)
         infinite = jnp.asarray(jnp.inf, best.dtype)
         return State(best, infinite, best, jnp.asarray(False))
@@ -178,28 +178,28 @@ def _sides(shape: tuple[int, ...], num_queries: int, initial_share: float, norm:
     return Stages(tuple(sides), index)
 
 
-def random_start(key: Key, example: Example, *, norm: str) -> Array:
+def random_start(key: Key, image: Array, epsilon: Array, *, norm: str) -> Array:
     """Returns the image plus stripes (L-inf) or a grid of bumps (L2), before the projection.
 
     L-inf: `epsilon` with one random sign for each column and channel. L2: `5 x 5` cells of
     one fifth of the height (at least a pixel) with a random sign for each cell and channel,
     together of norm `epsilon`. The key is consumed.
     """
-    height, width, channels = example.image.shape
+    height, width, channels = image.shape
     if norm == "linf":
-        signs = jax.random.rademacher(key, (1, width, channels), example.image.dtype)
-        return example.image + example.epsilon * signs
+        signs = jax.random.rademacher(key, (1, width, channels), image.dtype)
+        return image + epsilon * signs
     cell = max(height // 5, 1)
     offset = max((height - 5 * cell) // 2, 0)
     rows, columns = height // cell, width // cell
     sign_key, turn_key = jax.random.split(key)
-    signs = jax.random.rademacher(sign_key, (rows, 1, columns, 1, channels), example.image.dtype)
-    bump = jnp.asarray(_bumps(cell), example.image.dtype)
+    signs = jax.random.rademacher(sign_key, (rows, 1, columns, 1, channels), image.dtype)
+    bump = jnp.asarray(_bumps(cell), image.dtype)
     turned = jax.random.bernoulli(turn_key, shape=(rows, 1, columns, 1))
     bumps = jnp.where(turned, bump.T[None, :, None, :], bump[None, :, None, :])
     grid = (bumps[..., None] * signs).reshape(rows * cell, columns * cell, channels)
     canvas = jnp.pad(grid, ((offset, height), (offset, width), (0, 0)))[:height, :width]
-    return example.image + example.epsilon * normalize(canvas, norm)
+    return image + epsilon * normalize(canvas, norm)
 
 
 def _corner(uniform: Array, side: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:

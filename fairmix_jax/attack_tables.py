@@ -1,0 +1,84 @@
+"""What AutoAttack found, class by class, as tables of a report."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fairmix_jax.tables import Table
+
+
+def tables(
+    label: str, results: Sequence[Mapping[str, Mapping[str, Any]]], classes: Sequence[str]
+) -> list[Table]:
+    """Returns the tables of one method.
+
+    Args:
+      label: the method.
+      results: of each of its runs, `attacks` of `evaluation.json`; counts add up.
+      classes: `K` names.
+    """
+    found = []
+    for name in results[0]:
+        details = [run[name]["detail"] for run in results if "detail" in run[name]]
+        if details:
+            totals = np.sum([run[name]["class_total"] for run in results], axis=0)
+            found.append(_broken(f"{name}, {label}", details, totals, classes))
+        maskings = [run[name]["masking"] for run in results if "masking" in run[name]]
+        if maskings:
+            found.append(_masking(f"{name}, {label}", maskings, classes))
+    return found
+
+
+def _broken(title: str, details: Sequence[Mapping], totals: np.ndarray, classes) -> Table:
+    """Each class: broken by which attack, what is left, and into which class it is pushed."""
+    attacks = list(details[0]["broken_by"])
+    broken = np.sum([[d["broken_by"][a] for a in attacks] for d in details], axis=0)
+    confusion = np.sum([d["confusion"] for d in details], axis=0)
+    np.fill_diagonal(confusion, 0)
+    robust = totals - broken.sum(axis=0)
+    accuracy = robust / np.maximum(totals, 1)
+    worst = int(np.argmin(np.where(totals > 0, accuracy, np.inf)))
+    rows = []
+    for number, name in enumerate(classes):
+        thief = int(np.argmax(confusion[number]))
+        stolen = f"{classes[thief]} ({confusion[number, thief]})"
+        rows.append([
+            name + (" (worst)" if number == worst else ""),
+            *(str(count) for count in broken[:, number]),
+            str(robust[number]),
+            f"{100 * accuracy[number]:.1f}",
+            stolen if confusion[number, thief] else "",
+        ])  # fmt: skip
+    rows.append(
+        ["all", *map(str, broken.sum(axis=1)), str(robust.sum()),
+         f"{100 * robust.sum() / totals.sum():.1f}", ""]
+    )  # fmt: skip
+    for text, field, digits in (
+        ("seconds", "seconds_by_attack", 1),
+        ("gradient passes an image", "gradient_passes_per_image", 0),
+        ("forward passes an image", "forward_passes_per_image", 0),
+    ):
+        mean = [np.mean([d[field][a] for d in details]) for a in attacks]
+        rows.append([text, *(f"{m:,.{digits}f}" for m in mean), "", "", ""])
+    notes = sorted({note for d in details for note in d["notes"]})
+    lost = sum(d["non_finite"] for d in details)
+    notes += [f"{lost} images have logits that are not finite"] if lost else []
+    caption = f"{title}: images that each attack was the first to break, of all test images"
+    header = ["class", *attacks, "robust", "robust %", "pushed into"]
+    return Table("; ".join([caption, *notes]), header, rows)
+
+
+def _masking(title: str, maskings: Sequence[Mapping], classes: Sequence[str]) -> Table:
+    """Every finding of every run."""
+    order = ("pass", "suspicious", "fail")
+    verdict = max((m["verdict"] for m in maskings), key=order.index)
+    rows = []
+    for masking in maskings:
+        for finding in masking["findings"]:
+            shares = finding["per_class"]
+            top = int(np.argmax(shares)) if shares and max(shares) > 0 else None
+            where = "" if top is None else f"{classes[top]} {100 * shares[top]:.1f} %"
+            rows.append([finding["name"], finding["verdict"], finding["reason"], where])
+    caption = f"{title}: signs of masked gradients, verdict {verdict}"
+    return Table(caption, ["finding", "verdict", "reason", "most in class"], rows)

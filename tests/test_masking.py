@@ -1,0 +1,123 @@
+"""The verdict on gradient masking: honest networks pass, masked ones are caught, and why."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import digits as digits_config
+from fairmix_jax import evaluate, experiment, train
+from fairmix_jax.attacks import Randomized, ThreatModel, autoattack
+from fairmix_jax.attacks.masking import examine
+from fairmix_jax.data import digits
+
+THREAT = ThreatModel("linf", 0.2)
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Every second test image, as float, and its label."""
+    test = digits.make().test
+    return test.images[::2].astype(np.float32) / 255, test.labels[::2]
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """Three digit networks after adversarial training from different seeds."""
+    trained = []
+    for seed in range(3):
+        config = digits_config.get_config().copy_and_resolve_references().unlock()
+        config.update(seed=seed, total_epochs=12)
+        config.validation.every_epochs = 12
+        workdir = tmp_path_factory.mktemp(f"seed{seed}")
+        built = experiment.build(config)
+        train.fit(config, built, workdir)
+        weights, _ = evaluate.load_weights(config, built, workdir)
+        trained.append(functools.partial(logits_of, built.model.apply, weights))
+    return trained
+
+
+def logits_of(apply_fn, weights, images):
+    return apply_fn(weights.params, weights.batch_stats, images, train=False)[0]
+
+
+def look(logits_fn, data, **options):
+    images, labels = data
+    masking = examine(
+        logits_fn, images, labels, threat=THREAT, batch_size=128, num_steps=20,
+        devices=jax.local_devices()[:1], **options,
+    )  # fmt: skip
+    return masking.verdict, {finding.name: finding for finding in masking.findings}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_honest_adversarially_trained_networks_pass(seed, networks, data):
+    report = None
+    if seed == 0:
+        report = autoattack(networks[seed], *data, threat=THREAT, version=("apgd-ce", "square"))
+    verdict, findings = look(networks[seed], data, report=report)
+    assert verdict == "pass", [f for f in findings.values() if f.verdict != "pass"]
+    assert ("square_gain" in findings) == (seed == 0)
+
+
+def quantised(network, images):
+    """Input rounded to the 17 grey levels of the data, which changes no clean image."""
+    return network(jnp.round(images * 255 * 16 / 255) / 16)
+
+
+def scaled(network, images):
+    return 1e4 * network(images)
+
+
+def saturated(network, images):
+    return jax.nn.softmax(1e3 * network(images))
+
+
+def noisy(network, images, key):
+    return network(images + 0.1 * jax.random.normal(key, images.shape))
+
+
+@pytest.mark.parametrize(
+    "masked, verdict, sign",
+    [
+        (quantised, "fail", "zero_gradient"),
+        (scaled, "fail", "zero_gradient"),
+        (saturated, "fail", "zero_gradient"),
+        (saturated, "fail", "probabilities"),
+        (noisy, "suspicious", "randomness"),
+    ],
+)
+def test_masked_networks_are_caught(masked, verdict, sign, networks, data):
+    model = functools.partial(masked, networks[0])
+    if masked is noisy:
+        model = Randomized(model)
+    found, findings = look(model, data)
+    assert findings[sign].verdict != "pass"
+    assert found == verdict or found == "fail"
+    assert findings[sign].reason
+
+
+def test_square_that_beats_gradients_is_a_sign(networks, data):
+    """The quantised network looks robust to gradients, and Square breaks it."""
+    model = functools.partial(quantised, networks[0])
+    report = autoattack(model, *data, threat=THREAT, version=("apgd-ce", "square"))
+    _, findings = look(model, data, report=report)
+    gain = findings["square_gain"]
+    assert gain.verdict == "fail"
+    assert gain.value == np.mean(report.broken_by == 2)
+    totals = np.bincount(data[1])
+    np.testing.assert_allclose(np.sum(gain.per_class * totals) / totals.sum(), gain.value)
+
+
+def test_a_constant_model_has_no_gradient(data):
+    images, labels = data[0], np.zeros_like(data[1])
+
+    def constant(x):
+        return jnp.broadcast_to(jnp.eye(10)[0], (len(x), 10)) + 0 * jnp.sum(x)
+
+    verdict, findings = look(constant, (images, labels))
+    assert verdict == "fail"
+    assert findings["zero_gradient"].value == 1
+    assert findings["large_radius_accuracy"].value == 1

@@ -103,8 +103,15 @@ def run(config: ConfigDict, experiment: Experiment, workdir: Path) -> dict[str, 
     for named in chosen:
         if named.kind == "ensemble":
             directory = workdir / "attacks" / named.name
+            options = evaluate_ensemble.Options(
+                seed=config.seed,
+                batch_size=config.evaluate.batch_size,
+                search_dtype=config.evaluate.search_dtype,
+                save_adversarial=config.evaluate.save_adversarial,
+                masking=config.evaluate.masking,
+            )
             result = evaluate_ensemble.run(
-                named, config, experiment, weights, split, rows, directory
+                named, experiment, weights, split, rows, directory, options
             )
         else:
             result = _run_batchwise(named, config, experiment, weights, split)

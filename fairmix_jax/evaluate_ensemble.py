@@ -1,13 +1,12 @@
 """AutoAttack and its members on the weights of a run."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from ml_collections import ConfigDict
 
 from fairmix_jax import metrics, suite
 from fairmix_jax.attacks import autoattack
@@ -20,21 +19,31 @@ from fairmix_jax.progress import AttackProgress
 from fairmix_jax.types import ApplyFn, Array, Weights
 
 
+class Options(NamedTuple):
+    """How to evaluate: fields of the config of these names."""
+
+    seed: int
+    batch_size: int
+    search_dtype: str
+    save_adversarial: bool
+    masking: bool
+
+
 def run(
     named: suite.Named,
-    config: ConfigDict,
     experiment: Experiment,
     weights: Weights,
     split: Split,
     rows: np.ndarray,
     directory: Path,
+    options: Options,
 ) -> dict[str, Any]:
     """Attacks the images of `split`, which are `rows` of the test set.
 
     Writes `directory/verdicts.npz`: for each image its row, label, `robust`, `broken_by`
     (a position in `attacks`, -1 if robust), the class it was pushed into and, if
-    `evaluate.save_adversarial`, the image. While it runs the folder holds what is needed to
-    go on after an interruption.
+    `save_adversarial`, the image. While it runs the folder holds what is needed to go on
+    after an interruption.
 
     Returns: an entry of `evaluation.json`, with `detail` and, for a version of AutoAttack,
     `masking`.
@@ -45,33 +54,29 @@ def run(
     images = split.images
     if images.dtype == np.uint8:
         images = images.astype(np.float32) / 255
-    logits_fn = _logits_fn(experiment.model.apply, weights, jnp.float32)
-    search = None
-    if config.evaluate.search_dtype == "bfloat16":
-        search = _logits_fn(experiment.model.apply, weights, jnp.bfloat16)
+    apply_fn, search = experiment.model.apply, None
+    logits_fn = _logits_fn(apply_fn, weights, jnp.float32)
+    if options.search_dtype != "float32":
+        search = _logits_fn(apply_fn, weights, jnp.dtype(options.search_dtype))
     with AttackProgress(named.name) as progress:
         try:
             report = autoattack(
                 logits_fn, images, split.labels, threat=experiment.threat, version=named.version,
-                seed=config.seed, batch_size=config.evaluate.batch_size, index=rows,
+                seed=options.seed, batch_size=options.batch_size, index=rows,
                 search=search, workdir=directory, on_progress=progress.update,
             )  # fmt: skip
         except ValueError as error:
             raise UsageError(str(error)) from error
-    _save(directory / "verdicts.npz", report, rows, config.evaluate.save_adversarial)
-    counts = attack_report.class_counts(report)
-    seconds = sum(report.seconds)
+    _save(directory / "verdicts.npz", report, rows, options.save_adversarial)
+    counts, seconds = attack_report.class_counts(report), sum(report.seconds)
     result = metrics.result(*counts, experiment.dataset.class_names, seconds=seconds)
     result["detail"] = attack_report.summary(report)
-    if config.evaluate.masking and isinstance(named.version, str) and named.version != "rand":
-        masking = examine(
+    if options.masking and isinstance(named.version, str) and named.version != "rand":
+        verdict, findings = examine(
             logits_fn, images, split.labels, threat=experiment.threat, report=report,
-            seed=config.seed, batch_size=config.evaluate.batch_size,
+            seed=options.seed, batch_size=options.batch_size,
         )  # fmt: skip
-        result["masking"] = {
-            "verdict": masking.verdict,
-            "findings": [finding._asdict() for finding in masking.findings],
-        }
+        result["masking"] = {"verdict": verdict, "findings": [f._asdict() for f in findings]}
     return result
 
 

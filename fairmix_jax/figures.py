@@ -43,3 +43,33 @@ def classes(
     if len(methods) > 1:
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=120)
+
+
+def survivors(path: Path, curves: Mapping[str, Sequence[tuple[str, float, int]]]) -> None:
+    """Draws how many images survive while attacks run one after another, one line a method.
+
+    Args:
+      path: of the PNG file.
+      curves: by method, points `(attack, seconds since it began, survivors)`; the attacks of
+        the first are marked.
+    """
+    figure = Figure(figsize=(8.0, 3.2), layout="constrained")
+    axis = figure.subplots()
+    for number, (method, curve) in enumerate(curves.items()):
+        begun, last, times = 0.0, 0.0, []
+        for (attack, seconds, _), (before, *_) in zip(curve, [curve[0], *curve], strict=False):
+            if attack != before:
+                begun = last
+                if number == 0:
+                    axis.axvline(begun, color="0.8", linewidth=0.8)
+                    axis.text(
+                        begun, 0.02, f" {attack}", fontsize=8, transform=axis.get_xaxis_transform()
+                    )
+            last = begun + seconds
+            times.append(last)
+        axis.step(times, [count for *_, count in curve], where="post", label=method)
+    axis.set(xlabel="seconds", ylabel="images not broken", ylim=(0, None))
+    axis.grid(axis="y", linewidth=0.3)
+    if len(curves) > 1:
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=120)

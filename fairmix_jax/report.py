@@ -54,7 +54,7 @@ class Group(NamedTuple):
 
 
 def write(directory: Path, workdirs: Sequence[Path], *, show: bool = True) -> None:
-    """Writes `directory/report/`: `index.html`, `table.md`, `classes.png`; prints the tables.
+    """Writes `directory/report/`: `index.html`, `table.md` and figures; prints the tables.
 
     Args:
       directory: where to.
@@ -79,12 +79,25 @@ def write(directory: Path, workdirs: Sequence[Path], *, show: bool = True) -> No
         runs[0].evaluation["classes"],
         {(g.label, a): g.class_accuracies(a) for g in groups for a in attacks},
     )
+    pictures = [output / "classes.png", *_draw_curves(output, groups, attacks)]
     (output / "table.md").write_text("\n\n".join(markdown(t) for t in tables) + "\n")
-    (output / "index.html").write_text(_page(runs, tables, output / "classes.png"))
+    (output / "index.html").write_text(_page(runs, tables, pictures))
     if show:
         for table in tables:
             console.print(rich_table(table))
         console.print(f"report: {output / 'index.html'}  (also table.md and classes.png)")
+
+
+def _draw_curves(output: Path, groups: Sequence[Group], attacks: Sequence[str]) -> list[Path]:
+    """A figure of the survivors for each attack that has a curve, of each group's first run."""
+    drawn = []
+    for attack in attacks:
+        results = {g.label: g.runs[0].evaluation["attacks"][attack] for g in groups}
+        curves = {label: r["detail"]["curve"] for label, r in results.items() if "detail" in r}
+        if curves:
+            drawn.append(output / f"{attack}_survivors.png")
+            figures.survivors(drawn[-1], curves)
+    return drawn
 
 
 def find(path: Path) -> list[Run]:
@@ -195,8 +208,10 @@ _STYLE = (
     "caption{text-align:left}.wide{overflow-x:auto}img{max-width:100%}code{font-size:.85em}"
 )
 
+_ALT = ("Images not broken while the attacks run", "Accuracy of each class, clean and under attack")
 
-def _page(runs: Sequence[Run], tables: Sequence[Table], figure: Path) -> str:
+
+def _page(runs: Sequence[Run], tables: Sequence[Table], pictures: Sequence[Path]) -> str:
     """One HTML file that needs nothing else."""
 
     def row(cells: Sequence[str], tag: str) -> str:
@@ -209,7 +224,11 @@ def _page(runs: Sequence[Run], tables: Sequence[Table], figure: Path) -> str:
         + "</table></div>"
         for table in tables
     ]
-    encoded = base64.b64encode(figure.read_bytes()).decode()
+    images = [
+        f'<img alt="{_ALT[picture.stem == "classes"]}" src="data:image/png;base64,'
+        f'{base64.b64encode(picture.read_bytes()).decode()}">'
+        for picture in pictures
+    ]
     sources = [
         f"<li><code>{html.escape(' '.join(run.provenance['argv']))}</code><br>"
         f"{html.escape(str(run.path))}: {html.escape(run.provenance['processor'])}, "
@@ -223,7 +242,6 @@ def _page(runs: Sequence[Run], tables: Sequence[Table], figure: Path) -> str:
         f"<title>fairmix_jax report</title><style>{_STYLE}</style>"
         "<h1>Accuracy class by class</h1>"
         + "".join(shown)
-        + f'<img alt="Accuracy of each class, clean and under attack" '
-        f'src="data:image/png;base64,{encoded}">'
+        + "".join(images)
         + f"<h2>Where the numbers come from</h2><ul>{''.join(sources)}</ul></html>\n"
     )

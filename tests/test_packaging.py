@@ -68,3 +68,14 @@ def test_only_entry_points_and_builders_see_a_config(path):
         )
     }  # fmt: skip
     assert "ml_collections" not in imported or path.stem in allowed
+
+
+def test_the_readme_attacks_a_function_that_is_not_a_model_of_ours(capsys):
+    """The example runs as printed, in under 15 lines from the images to the report."""
+    text = (ROOT / "README.md").read_text()
+    example = re.search(r"<!-- example: autoattack -->\n```python\n(.*?)```", text, re.DOTALL)[1]
+    assert len([line for line in example.splitlines() if line.strip()]) < 15
+    exec(compile(example, "README.md", "exec"), {})
+    robust_accuracy, broken = capsys.readouterr().out.split(" ", 1)
+    assert 0 < float(robust_accuracy) < 1
+    assert list(ast.literal_eval(broken)) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]

@@ -107,7 +107,9 @@ def ensemble(
         images, is_clean if candidates is None else is_clean & candidates, 1 + len(attacks)
     )
     facts = {
-        "threat": str(threat), "seed": seed, "attacks": list(attacks),
+        "threat": str(threat), "seed": seed, "search": search is not None,
+        "early_exit": early_exit,
+        "attacks": [[name, attack.num_steps] for name, attack in attacks.items()],
         "images": digest(images, labels, index),
         "predictions": digest(np.argmax(logits, axis=1), ledger.robust, *jax.tree.leaves(apply)),
     }  # fmt: skip
@@ -125,6 +127,12 @@ def ensemble(
         early_exit=early_exit,
         compact=compact,
     )
+
+    def on_chunk(gauge: Gauge) -> None:
+        status = _status(gauge, attacks, ledger, logits.shape[1])
+        ledger.note(status.survivors)
+        on_progress(status)
+
     under_way = journal.restore(ledger)
     for number, (name, attack) in enumerate(attacks.items(), 1):
         if number < ledger.current:
@@ -138,7 +146,7 @@ def ensemble(
             ledger,
             journal,
             under_way=under_way,
-            on_chunk=lambda gauge: on_progress(_status(gauge, attacks, ledger, logits.shape[1])),
+            on_chunk=on_chunk,
         )
         under_way = None
     journal.discard()
@@ -231,6 +239,7 @@ def _report(ledger, attacks, labels, logits, final, threat, notes) -> AttackRepo
         gradient_passes=ledger.steps * gradient,
         seconds=tuple(ledger.seconds.tolist()),
         compile_seconds=float(ledger.compile_seconds),
+        curve=ledger.curve,
         num_classes=num_classes,
         threat=threat,
         notes=tuple(notes),

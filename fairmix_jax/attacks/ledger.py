@@ -38,6 +38,8 @@ class Ledger:
       seconds: `[A]` float, and `compile_seconds`, a float.
       current: the attack under way.
       done: `[N]` bool, images that it is done with or does not attack.
+      curve: `[M, 3]` float, whenever the survivors became fewer: the attack, the seconds
+        since it began, the survivors.
     """
 
     def __init__(self, images: np.ndarray, is_clean: np.ndarray, num_attacks: int):
@@ -50,6 +52,7 @@ class Ledger:
         self.compile_seconds = np.zeros(())
         self.current = np.zeros((), np.int32)
         self.done = np.ones(count, bool)
+        self.curve = np.asarray([[0, 0, np.sum(self.robust)]], float)
 
     @property
     def robust(self) -> np.ndarray:
@@ -59,6 +62,13 @@ class Ledger:
     def begin(self, attack: int) -> None:
         """Turns to an attack, which concerns the images that are robust so far."""
         self.current, self.done = np.asarray(attack, np.int32), ~self.robust
+
+    def note(self, survivors: int) -> None:
+        """Adds a point to the curve if the attack or the survivors have changed."""
+        number = int(self.current)
+        if (self.curve[-1, [0, 2]] != (number, survivors)).any():
+            point = [number, self.seconds[number], survivors]
+            self.curve = np.concatenate([self.curve, [point]])
 
     def enter(
         self, rows: np.ndarray, broken: np.ndarray, adversarial: np.ndarray, steps: np.ndarray

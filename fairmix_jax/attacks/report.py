@@ -28,6 +28,8 @@ class AttackReport(NamedTuple):
       forward_passes, gradient_passes: `[A, N]` int32, what each attack spent on each image.
       seconds: `[A]`, wall time of each attack without compilation.
       compile_seconds: of all attacks together.
+      curve: `[M, 3]` float, how the survivors became fewer: position of the attack, seconds
+        since it began, survivors.
       num_classes: `K`.
       threat: norm, radius, bounds.
       notes: what a reader must know, e.g. a loss replaced for lack of classes.
@@ -45,6 +47,7 @@ class AttackReport(NamedTuple):
     gradient_passes: np.ndarray
     seconds: tuple[float, ...]
     compile_seconds: float
+    curve: np.ndarray
     num_classes: int
     threat: ThreatModel
     notes: tuple[str, ...]
@@ -91,6 +94,10 @@ def summary(report: AttackReport) -> dict[str, Any]:
         "compile_seconds": round(report.compile_seconds, 3),
         "forward_passes_per_image": _per_image(report, report.forward_passes),
         "gradient_passes_per_image": _per_image(report, report.gradient_passes),
+        "curve": [
+            [report.attacks[int(number)], round(seconds, 2), int(survivors)]
+            for number, seconds, survivors in report.curve.tolist()
+        ],
         "non_finite": int(report.non_finite.sum()),
         "unconfirmed": report.unconfirmed,
         "notes": list(report.notes),

@@ -24,7 +24,8 @@ def build(
     shift, factor = jnp.asarray(mean, jnp.float32), 1 / jnp.asarray(std, jnp.float32)
 
     def normalise(images):
-        return (images - shift[None, None, None]) * factor[None, None, None]
+        own = [part.astype(images.dtype)[None, None, None] for part in (shift, factor)]
+        return (images - own[0]) * own[1]
 
     def init(key):
         start = partial(module.init, train=False, hidden=lambda features: features)

@@ -6,41 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trained import digit_images, digit_network
 
-from configs import digits as digits_config
-from fairmix_jax import evaluate, experiment, train
 from fairmix_jax.attacks import Randomized, ThreatModel, autoattack
 from fairmix_jax.attacks.masking import examine
-from fairmix_jax.data import digits
 
 THREAT = ThreatModel("linf", 0.2)
 
 
 @pytest.fixture(scope="module")
 def data():
-    """Every second test image, as float, and its label."""
-    test = digits.make().test
-    return test.images[::2].astype(np.float32) / 255, test.labels[::2]
+    """Every second test image and its label."""
+    images, labels = digit_images()
+    return images[::2], labels[::2]
 
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
     """Three digit networks after adversarial training from different seeds."""
-    trained = []
-    for seed in range(3):
-        config = digits_config.get_config().copy_and_resolve_references().unlock()
-        config.update(seed=seed, total_epochs=12)
-        config.validation.every_epochs = 12
-        workdir = tmp_path_factory.mktemp(f"seed{seed}")
-        built = experiment.build(config)
-        train.fit(config, built, workdir)
-        weights, _ = evaluate.load_weights(config, built, workdir)
-        trained.append(functools.partial(logits_of, built.model.apply, weights))
-    return trained
-
-
-def logits_of(apply_fn, weights, images):
-    return apply_fn(weights.params, weights.batch_stats, images, train=False)[0]
+    return [digit_network(seed, tmp_path_factory.mktemp("run"))[0] for seed in range(3)]
 
 
 def look(logits_fn, data, **options):

@@ -17,6 +17,8 @@ from fairmix_jax.attacks.stepwise import Stepwise
 from fairmix_jax.types import Array, Key
 
 _SMALLEST, _CHUNK_SECONDS = 16, 1.0
+_COMPILE_COST: dict[Stepwise, float] = {}
+"""Seconds that compiling an attack took in this process, at most; what another size may cost."""
 _SPLIT, _WHOLE = PartitionSpec("device"), PartitionSpec()
 
 
@@ -115,6 +117,7 @@ def drain(
         filled = _fill(crew, attack, keys, ledger, under_way)
         filled, gauge, compile_seconds = _work(crew, attack, filled, 0, 0)
         ledger.compile_seconds += compile_seconds
+        cost = _COMPILE_COST[attack] = max(compile_seconds, _COMPILE_COST.get(attack, 0.0))
         few = 0
         while gauge.taken.any() or gauge.waiting.any():
             filled, gauge, seconds = _work(crew, attack, filled, chunk, few)
@@ -122,7 +125,7 @@ def drain(
             on_chunk(gauge)
             steps_left = num_runs * attack.num_steps - gauge.open_steps / np.maximum(gauge.taken, 1)
             saving = 0.5 * steps_left.max() * seconds / chunk
-            few = crew.fewer(filled.num_slots) if saving > compile_seconds else 0
+            few = crew.fewer(filled.num_slots) if saving > cost else 0
             chunk = _next_chunk(chunk, seconds)
             is_small = not gauge.waiting.any() and gauge.taken.max() <= few
             is_uneven = not gauge.taken.all() and gauge.waiting.any()

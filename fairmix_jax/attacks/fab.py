@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fairmix_jax.attacks.losses import pick
 from fairmix_jax.attacks.pool import run as run_attack
 from fairmix_jax.attacks.projections import lp_norm, to_hyperplane
 from fairmix_jax.attacks.stepwise import (
@@ -120,7 +121,7 @@ def make(
 
         def gaps(x: Array) -> tuple[Array, Array]:
             logits = network(x)
-            gaps = logits[example.rivals] - logits[example.label]
+            gaps = logits[example.rivals] - pick(logits, example.label)
             return gaps, gaps
 
         gradients, values = jax.jacrev(gaps, has_aux=True)(image)
@@ -158,7 +159,7 @@ def make_targeted(
 
         def gap(x: Array) -> Array:
             logits = network(x)
-            return logits[target] - logits[example.label]
+            return pick(logits, target) - pick(logits, example.label)
 
         return jax.value_and_grad(gap)(image)
 
@@ -217,9 +218,12 @@ def _observe(state: State, example: Example, image: Array, logits: Array, norm: 
     """Keeps a nearer misclassified point, and steps back from any."""
     is_wrong = misclassified(logits, example.label)
     distance = lp_norm(image - example.image, norm)
-    is_nearer = is_wrong & (distance < state.distance)
+    # A success that `pool` took back, since another model has the last word, is none.
+    is_taken_back = (state.distance <= example.epsilon) & ~state.broken
+    known = jnp.where(is_taken_back, jnp.inf, state.distance)
+    is_nearer = is_wrong & (distance < known)
     back = example.image + _BACKWARD * (image - example.image)
-    nearest = jnp.where(is_nearer, distance, state.distance)
+    nearest = jnp.where(is_nearer, distance, known)
     return State(
         image=jnp.where(is_wrong, back, image),
         adversarial=jnp.where(is_nearer, image, state.adversarial),

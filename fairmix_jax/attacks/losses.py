@@ -22,7 +22,7 @@ def cross_entropy(logits: Array, target: Array) -> Array:
       target: `[]` int, a class, or `[K]` float, class probabilities.
     """
     if target.ndim == 0:
-        return -jax.nn.log_softmax(logits)[target]
+        return -pick(jax.nn.log_softmax(logits), target)
     return optax.softmax_cross_entropy(logits, target)
 
 
@@ -36,7 +36,7 @@ def margin(logits: Array, target: Array) -> Array:
     Reference: the f6 objective of Carlini and Wagner 2017, arXiv 1608.04644.
     """
     is_target = jnp.arange(logits.shape[0]) == target
-    return jnp.max(jnp.where(is_target, -jnp.inf, logits)) - logits[target]
+    return jnp.max(jnp.where(is_target, -jnp.inf, logits)) - pick(logits, target)
 
 
 def dlr(logits: Array, target: Array) -> Array:
@@ -54,9 +54,9 @@ def dlr(logits: Array, target: Array) -> Array:
     """
     if logits.shape[0] < 3:
         return margin(logits, target)
-    top, classes = lax.top_k(logits, 3)
+    top, classes = _largest(logits, 3)
     other = jnp.where(classes[0].astype(target.dtype) == target, top[1], top[0])
-    return -(logits[target] - other) / (top[0] - top[2] + 1e-12)
+    return -(pick(logits, target) - other) / (top[0] - top[2] + 1e-12)
 
 
 def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
@@ -72,13 +72,31 @@ def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
     """
     if logits.shape[0] < 4:
         return targeted_margin(logits, label, target)
-    top, _ = lax.top_k(logits, 4)
-    return -(logits[label] - logits[target]) / (top[0] - (top[2] + top[3]) / 2 + 1e-12)
+    top, _ = _largest(logits, 4)
+    return -(pick(logits, label) - pick(logits, target)) / (top[0] - (top[2] + top[3]) / 2 + 1e-12)
+
+
+def pick(values: Array, position: Array) -> Array:
+    """`values[position]` of a vector; its gradient needs no scatter, which is slow on CPU."""
+    return jnp.sum(jnp.where(jnp.arange(values.shape[0]) == position, values, 0.0))
+
+
+def _largest(logits: Array, number: int) -> tuple[list[Array], list[Array]]:
+    """The largest logits, falling, and their classes; among equals the first class first.
+
+    Each gets the whole gradient of its own. A few passes are cheaper than a sort.
+    """
+    values, classes, rest = [], [], lax.stop_gradient(logits)
+    for _ in range(number):
+        classes.append(jnp.argmax(rest))
+        values.append(pick(logits, classes[-1]))
+        rest = jnp.where(jnp.arange(logits.shape[0]) == classes[-1], -jnp.inf, rest)
+    return values, classes
 
 
 def targeted_margin(logits: Array, label: Array, target: Array) -> Array:
     """Returns `z_t - z_y`; arguments as in `targeted_dlr`."""
-    return logits[target] - logits[label]
+    return pick(logits, target) - pick(logits, label)
 
 
 def kl(logits: Array, target: Array) -> Array:

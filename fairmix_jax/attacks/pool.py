@@ -228,7 +228,9 @@ def advance(
         is_over = slots.count == attack.num_steps
         ends = slots.state.broken & (is_over | early_exit)
         leaves = (slots.item < capacity) & (ends | (is_over & (slots.run + 1 == num_runs)))
-        outcome = _record(pool.outcome, slots, leaves)
+        outcome = lax.cond(
+            jnp.any(leaves), lambda o: _record(o, slots, leaves), lambda o: o, pool.outcome
+        )
         slots = slots._replace(item=jnp.where(leaves, capacity, slots.item))
         return done + 1, Pool(slots, outcome, pool.next)
 

@@ -135,8 +135,8 @@ def make(
     def step(network: Network, example: Example, run: Array, count: Array, state: State) -> State:
         query = jnp.maximum(count - 1, 0)
         drawn = draws(example.key, query, example.image.shape[-1])
-        stages = _sides(example.image.shape, num_queries, initial_share, norm)
-        moved = propose(drawn, stages, jnp.asarray(stages.index)[query], example, state.best)
+        schedule = stages(example.image.shape, num_queries, initial_share, norm)
+        moved = propose(drawn, schedule, jnp.asarray(schedule.index)[query], example, state.best)
         image = jnp.where(count == 0, state.best, jnp.clip(moved, *bounds))
         logits = network(image, example.network_key)
         loss, is_wrong = -margin(logits, example.label), misclassified(logits, example.label)
@@ -165,7 +165,8 @@ class Stages(NamedTuple):
     index: np.ndarray
 
 
-def _sides(shape: tuple[int, ...], num_queries: int, initial_share: float, norm: str) -> Stages:
+def stages(shape: tuple[int, ...], num_queries: int, initial_share: float, norm: str) -> Stages:
+    """Returns the window sides of a run on images `(H, W, C)`; in L2 odd and at least 3."""
     height, width, _ = shape
     sides = []
     for stage in range(len(_STAGES) + 1):

@@ -1,0 +1,32 @@
+"""A small network after adversarial training, for tests that need an honest one."""
+
+from pathlib import Path
+
+import numpy as np
+from jax.tree_util import Partial
+
+from configs import digits as digits_config
+from fairmix_jax import evaluate, experiment, train
+from fairmix_jax.data import digits
+from fairmix_jax.types import Weights
+
+
+def digit_network(seed: int, workdir: Path) -> tuple[Partial, Weights]:
+    """Returns a network as a function of images, trained for seconds, and its weights."""
+    config = digits_config.get_config().copy_and_resolve_references().unlock()
+    config.update(seed=seed, total_epochs=12)
+    config.validation.every_epochs = 12
+    built = experiment.build(config)
+    train.fit(config, built, workdir)
+    weights, _ = evaluate.load_weights(config, built, workdir)
+
+    def logits_fn(weights, images):
+        return built.model.apply(weights.params, weights.batch_stats, images, train=False)[0]
+
+    return Partial(logits_fn, weights), weights
+
+
+def digit_images() -> tuple[np.ndarray, np.ndarray]:
+    """Returns the 500 test images `[500, 8, 8, 1]` in [0, 1] and their labels."""
+    test = digits.make().test
+    return test.images.astype(np.float32) / 255, test.labels

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fairmix_jax.attacks.ensemble import ensemble
+from fairmix_jax.attacks.ensemble import checked, ensemble
 from fairmix_jax.attacks.report import AttackReport
 from fairmix_jax.attacks.stepwise import Randomized, Stepwise, partial_of
 from fairmix_jax.types import LogitsFn, ThreatModel
@@ -73,6 +73,7 @@ def autoattack(
     Reference: Croce and Hein 2020, arXiv 2003.01690.
     """
     attacks = members(version, threat)
+    images, labels = checked(images, labels, threat)
     logits = jax.eval_shape(partial_of(logits_fn), images[:1], jax.random.key(0))
     return ensemble(
         logits_fn, images, labels, threat=threat, attacks=attacks, seed=seed,

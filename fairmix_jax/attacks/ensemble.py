@@ -97,15 +97,21 @@ def ensemble(
       ValueError: a shape does not fit, an image is outside of the bounds, or `workdir`
         holds a different evaluation; says which.
     """
-    images, labels = np.asarray(images), np.asarray(labels, np.int32)
-    _check(images, labels, threat)
+    images, labels = checked(images, labels, threat)
     index = np.arange(len(images)) if index is None else np.asarray(index)
+    candidates = np.ones(len(images), bool) if candidates is None else np.asarray(candidates)
+    for name, rows in (("index", index), ("candidates", candidates)):
+        if rows.shape != labels.shape:
+            raise ValueError(f"{name} has shape {rows.shape}; give {labels.shape}, one each")
     root, apply = jax.random.key(seed), partial_of(logits_fn)
     logits = _logits(apply, images, index, root, batch_size)
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(
+            f"labels range over [{labels.min()}, {labels.max()}]; logits_fn has "
+            f"{logits.shape[1]} classes, from 0"
+        )
     is_clean = ~np.asarray(misclassified(jnp.asarray(logits), jnp.asarray(labels)))
-    ledger = Ledger(
-        images, is_clean if candidates is None else is_clean & candidates, 1 + len(attacks)
-    )
+    ledger = Ledger(images, is_clean & candidates, 1 + len(attacks))
     facts = {
         "threat": str(threat), "seed": seed, "search": search is not None,
         "early_exit": early_exit,
@@ -154,9 +160,17 @@ def ensemble(
     return _report(ledger, attacks, labels, logits, final, threat, notes)
 
 
-def _check(images: np.ndarray, labels: np.ndarray, threat: ThreatModel) -> None:
+def checked(images: Any, labels: Any, threat: ThreatModel) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images and labels as arrays.
+
+    Raises:
+      ValueError: type, shape or range is wrong; says which.
+    """
+    images, labels = np.asarray(images), np.asarray(labels, np.int32)
     if images.ndim != 4 or not len(images):
         raise ValueError(f"images has shape {images.shape}; give [N, H, W, C] with N >= 1")
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"images has type {images.dtype}; give floats, e.g. images / 255")
     if labels.shape != images.shape[:1]:
         raise ValueError(f"labels has shape {labels.shape}; give {images.shape[:1]}, one each")
     low, high = threat.bounds
@@ -165,6 +179,7 @@ def _check(images: np.ndarray, labels: np.ndarray, threat: ThreatModel) -> None:
             f"images range over [{images.min()}, {images.max()}]; give values inside "
             f"threat.bounds={threat.bounds}, with any normalisation inside logits_fn"
         )
+    return images, labels
 
 
 predict = jax.jit(pools.clean_logits)

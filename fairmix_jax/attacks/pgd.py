@@ -150,6 +150,7 @@ def mi_fgsm(
     num_steps: int = 10,
     step_size: float | None = None,
     momentum: float = 1.0,
+    random_start: bool = False,
     **options: Any,
 ) -> Array:
     """Returns `pgd` with momentum, from the image itself, `step_size` `epsilon / num_steps`.
@@ -159,7 +160,7 @@ def mi_fgsm(
     step_size = threat.epsilon / max(num_steps, 1) if step_size is None else step_size
     return pgd(
         logits_fn, key, images, labels, threat=threat, num_steps=num_steps, step_size=step_size,
-        momentum=momentum, random_start=False, **options,
+        momentum=momentum, random_start=random_start, **options,
     )  # fmt: skip
 
 

@@ -298,7 +298,7 @@ def _step(attack: Stepwise, apply: Partial, confirm, work: Work, slots: Slots) -
 
 
 def _confirm(confirm: Partial, examples: Example, before, after):
-    """Takes back a new success that `confirm` does not misclassify."""
+    """Takes back a new success that `confirm` does not misclassify, and keeps an old one."""
     network = network_of(confirm)
 
     def check(candidates: Array) -> Array:
@@ -309,7 +309,8 @@ def _confirm(confirm: Partial, examples: Example, before, after):
 
     new = after.broken & ~before.broken
     confirmed = lax.cond(jnp.any(new), check, lambda candidates: candidates, new)
-    return after._replace(broken=before.broken | confirmed)
+    kept = _select(before.broken, before.adversarial, after.adversarial)
+    return after._replace(broken=before.broken | confirmed, adversarial=kept)
 
 
 def _record(outcome: Outcome, slots: Slots, leaves: Array) -> Outcome:

@@ -144,11 +144,9 @@ def value_and_gradient(
     if num_draws == 1:
         return once(key)
 
-    def again(total: Array, key: Key):
-        value, logits, gradient = once(key)
+    def again(total: Array, draw: Array):
+        value, logits, gradient = once(jax.random.fold_in(key, draw))
         return total + gradient, (value, logits)
 
-    total, (values, logits) = lax.scan(
-        again, jnp.zeros_like(image), jax.random.split(key, num_draws)
-    )
+    total, (values, logits) = lax.scan(again, jnp.zeros_like(image), jnp.arange(num_draws))
     return values[-1], logits[-1], total / num_draws

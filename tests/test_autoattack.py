@@ -393,3 +393,10 @@ def test_random_models_are_attacked_in_expectation():
 def test_bad_input_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         evaluate(version=["apgd-ce"], **change)
+
+
+def test_weights_committed_to_one_device_are_attacked_on_all(whole):
+    """As those are that come out of a checkpoint."""
+    params = jax.device_put(weights(), jax.devices()[1])
+    assert len(jax.local_devices()) == 2
+    assert_same(evaluate(params), whole)

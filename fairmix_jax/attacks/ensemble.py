@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from fairmix_jax.attacks import pool as pools
@@ -70,7 +70,7 @@ def ensemble(
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`: any JAX function that treats
         examples apart, or a `Randomized` one. A `jax.tree_util.Partial` shares compiled
-        programs between different weights.
+        programs between different weights, and its arrays may lie on any device.
       images: `[N, H, W, C]` float, inside `threat.bounds`.
       labels: `[N]` int.
       threat: norm, radius, bounds.
@@ -120,15 +120,17 @@ def ensemble(
         "predictions": digest(np.argmax(logits, axis=1), ledger.robust, *jax.tree.leaves(apply)),
     }  # fmt: skip
     journal = Journal(workdir, facts, save_seconds)
+    mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), "device")
+    everywhere = NamedSharding(mesh, PartitionSpec())
     crew = Crew(
-        apply=partial_of(search) if search else apply,
-        confirm=apply if search else None,
+        apply=jax.device_put(partial_of(search) if search else apply, everywhere),
+        confirm=jax.device_put(apply, everywhere) if search else None,
         images=images,
         labels=labels,
         rivals=np.asarray(pools.rivals(jnp.asarray(logits), jnp.asarray(labels))),
         index=index.astype(np.int32),
         epsilon=threat.epsilon,
-        mesh=Mesh(np.asarray(jax.local_devices() if devices is None else devices), "device"),
+        mesh=mesh,
         batch_size=batch_size,
         early_exit=early_exit,
         compact=compact,

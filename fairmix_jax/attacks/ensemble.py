@@ -113,9 +113,13 @@ def ensemble(
     is_clean = ~np.asarray(misclassified(jnp.asarray(logits), jnp.asarray(labels)))
     ledger = Ledger(images, is_clean & candidates, 1 + len(attacks))
     facts = {
-        "threat": str(threat), "seed": seed, "search": search is not None,
+        "threat": str(threat), "seed": seed,
+        "search": digest(*jax.tree.leaves(partial_of(search))) if search else None,
         "early_exit": early_exit,
-        "attacks": [[name, attack.num_steps] for name, attack in attacks.items()],
+        "attacks": [
+            [name, attack.num_steps, attack.num_runs(logits.shape[1])]
+            for name, attack in attacks.items()
+        ],
         "images": digest(images, labels, index),
         "predictions": digest(np.argmax(logits, axis=1), ledger.robust, *jax.tree.leaves(apply)),
     }  # fmt: skip

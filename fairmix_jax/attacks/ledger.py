@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 ROBUST, CLEAN = -1, 0
@@ -140,10 +142,14 @@ class Journal:
             self._path.unlink(missing_ok=True)
 
 
-def digest(*arrays: np.ndarray) -> str:
-    """Returns a short fingerprint of the content of arrays."""
+def digest(*arrays: Any) -> str:
+    """Returns a short fingerprint of the content of arrays, numbers and random keys."""
     total = hashlib.sha256()
-    for array in arrays:
+    for content in arrays:
+        is_key = isinstance(content, jax.Array) and jnp.issubdtype(
+            content.dtype, jax.dtypes.prng_key
+        )
+        array = np.asarray(jax.random.key_data(content) if is_key else content)
         total.update(str((array.shape, array.dtype)).encode())
         total.update(np.ascontiguousarray(array).tobytes())
     return total.hexdigest()[:16]

@@ -11,8 +11,8 @@ from fairmix_jax.data import digits
 from fairmix_jax.types import Weights
 
 
-def digit_network(seed: int, workdir: Path) -> tuple[Partial, Weights]:
-    """Returns a network as a function of images, trained for seconds, and its weights."""
+def digit_network(seed: int, workdir: Path) -> tuple[Partial, Weights, dict]:
+    """Returns a network as a function of images, trained for seconds, its weights and its card."""
     config = digits_config.get_config().copy_and_resolve_references().unlock()
     config.update(seed=seed, total_epochs=12)
     config.validation.every_epochs = 12
@@ -23,7 +23,7 @@ def digit_network(seed: int, workdir: Path) -> tuple[Partial, Weights]:
     def logits_fn(weights, images):
         return built.model.apply(weights.params, weights.batch_stats, images, train=False)[0]
 
-    return Partial(logits_fn, weights), weights
+    return Partial(logits_fn, weights), weights, built.model_card
 
 
 def digit_images() -> tuple[np.ndarray, np.ndarray]:

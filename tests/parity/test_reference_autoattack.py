@@ -24,14 +24,15 @@ def network(tmp_path_factory):
     return digit_network(0, tmp_path_factory.mktemp("run"))
 
 
-def torch_network(weights):
-    """The small CNN in torch, `[B, 1, 8, 8]` to logits `[B, 10]`."""
+def torch_network(weights, card):
+    """The small CNN in torch, `[B, 1, 8, 8]` to logits `[B, 10]`; it normalises its input."""
     params, stats = weights.params, weights.batch_stats
 
     def tensor(array):
         return torch.tensor(np.array(array))
 
     def forward(x):
+        x = (x - card["mean"][0]) / card["std"][0]
         for i, stride in enumerate((1, 2, 2)):
             name = f"BatchNorm_{i}"
             kernel = tensor(params[f"Conv_{i}"]["kernel"]).permute(3, 2, 0, 1)
@@ -53,12 +54,14 @@ def test_standard_gives_the_same_robust_accuracy_and_worst_classes(norm, epsilon
 
     Each side starts at random points of its own, so a few verdicts are a matter of chance.
     """
-    logits_fn, weights = network
+    logits_fn, weights, card = network
     images, labels = digit_images()
     ours = autoattack(logits_fn, images, labels, threat=ThreatModel(norm, epsilon))
-    attack = pyautoattack.AutoAttack(torch_network(weights), norm=NAMES[norm], eps=epsilon, seed=0)
+    reference = torch_network(weights, card)
     targets = torch.tensor(labels.astype(np.int64))
     inputs = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
+    np.testing.assert_allclose(reference(inputs).numpy(), logits_fn(images), atol=1e-4)
+    attack = pyautoattack.AutoAttack(reference, norm=NAMES[norm], eps=epsilon, seed=0)
     _, predictions = attack.run_standard_evaluation(inputs, targets, batch_size=250)
     robust = (predictions == targets).numpy()
     assert 0.1 < robust.mean() < 0.9

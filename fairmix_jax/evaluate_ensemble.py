@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 from fairmix_jax import metrics, suite
 from fairmix_jax.attacks import autoattack
 from fairmix_jax.attacks import report as attack_report
+from fairmix_jax.attacks.ledger import OtherEvaluation
 from fairmix_jax.attacks.masking import examine
 from fairmix_jax.data import Split
 from fairmix_jax.errors import UsageError
@@ -65,7 +66,7 @@ def run(
                 seed=options.seed, batch_size=options.batch_size, index=rows,
                 search=search, workdir=directory, on_progress=progress.update,
             )  # fmt: skip
-        except ValueError as error:
+        except OtherEvaluation as error:
             raise UsageError(str(error)) from error
     _save(directory / "verdicts.npz", report, rows, options.save_adversarial)
     counts, seconds = attack_report.class_counts(report), sum(report.seconds)

@@ -65,7 +65,7 @@ def ensemble(
     the devices, `early_exit`, `compact` or an interruption (as far as `logits_fn` itself
     does not: on some hardware its rounding depends on the shape of the batch). Every
     adversarial image is in the ball (up to float32 rounding) and in the bounds. Programs
-    are compiled for a few batch sizes, powers of two, and for no other radius again.
+    are compiled for `batch_size` and a few halves of it, and for no other radius again.
 
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`: any JAX function that treats
@@ -94,40 +94,22 @@ def ensemble(
       notes: for the report.
 
     Raises:
-      ValueError: a shape does not fit, an image is outside of the bounds, or `workdir`
-        holds a different evaluation; says which.
+      ValueError: a shape does not fit, or an image is outside of the bounds; says which.
+      OtherEvaluation: `workdir` holds a different evaluation; a `ValueError` too.
     """
     images, labels = checked(images, labels, threat)
-    index = np.arange(len(images)) if index is None else np.asarray(index)
-    candidates = np.ones(len(images), bool) if candidates is None else np.asarray(candidates)
-    for name, rows in (("index", index), ("candidates", candidates)):
-        if rows.shape != labels.shape:
-            raise ValueError(f"{name} has shape {rows.shape}; give {labels.shape}, one each")
+    index = _rows("index", np.arange(len(images)) if index is None else index, labels)
+    candidates = _rows("candidates", True if candidates is None else candidates, labels)
     root, apply = jax.random.key(seed), partial_of(logits_fn)
     logits = _logits(apply, images, index, root, batch_size)
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(
-            f"labels range over [{labels.min()}, {labels.max()}]; logits_fn has "
-            f"{logits.shape[1]} classes, from 0"
-        )
+    _check_labels(labels, logits.shape[1])
     is_clean = ~np.asarray(misclassified(jnp.asarray(logits), jnp.asarray(labels)))
     ledger = Ledger(images, is_clean & candidates, 1 + len(attacks))
-    facts = {
-        "threat": str(threat), "seed": seed,
-        "search": digest(*jax.tree.leaves(partial_of(search))) if search else None,
-        "early_exit": early_exit,
-        "attacks": [
-            [name, attack.num_steps, attack.num_runs(logits.shape[1])]
-            for name, attack in attacks.items()
-        ],
-        "images": digest(images, labels, index),
-        "predictions": digest(np.argmax(logits, axis=1), ledger.robust, *jax.tree.leaves(apply)),
-    }  # fmt: skip
-    journal = Journal(workdir, facts, save_seconds)
     mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), "device")
     everywhere = NamedSharding(mesh, PartitionSpec())
+    attacked = partial_of(search) if search else apply
     crew = Crew(
-        apply=jax.device_put(partial_of(search) if search else apply, everywhere),
+        apply=jax.device_put(attacked, everywhere),
         confirm=jax.device_put(apply, everywhere) if search else None,
         images=images,
         labels=labels,
@@ -139,6 +121,9 @@ def ensemble(
         early_exit=early_exit,
         compact=compact,
     )
+    predictions = digest(np.argmax(logits, axis=1), ledger.robust, *jax.tree.leaves(apply))
+    facts = _facts(crew, threat, seed, attacks) | {"predictions": predictions}
+    journal = Journal(workdir, facts, save_seconds)
 
     def on_chunk(gauge: Gauge) -> None:
         status = _status(gauge, attacks, ledger, logits.shape[1])
@@ -151,19 +136,46 @@ def ensemble(
             continue
         if number > ledger.current:
             ledger.begin(number)
-        drain(
-            crew,
-            attack,
-            jax.random.fold_in(root, zlib.crc32(name.encode())),
-            ledger,
-            journal,
-            under_way=under_way,
-            on_chunk=on_chunk,
-        )
+        key = jax.random.fold_in(root, zlib.crc32(name.encode()))
+        drain(crew, attack, key, ledger, journal, under_way=under_way, on_chunk=on_chunk)
         under_way = None
     journal.discard()
     final = _logits(apply, ledger.adversarial, index, root, batch_size)
     return _report(ledger, attacks, labels, logits, final, threat, notes)
+
+
+def _rows(name: str, given: Any, labels: np.ndarray) -> np.ndarray:
+    """One entry an image; a scalar is that of all."""
+    rows = np.asarray(given)
+    if rows.shape not in ((), labels.shape):
+        raise ValueError(f"{name} has shape {rows.shape}; give {labels.shape}, one each")
+    return np.broadcast_to(rows, labels.shape)
+
+
+def _check_labels(labels: np.ndarray, num_classes: int) -> None:
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"labels range over [{labels.min()}, {labels.max()}]; logits_fn has "
+            f"{num_classes} classes, from 0"
+        )
+
+
+def _facts(
+    crew: Crew, threat: ThreatModel, seed: int, attacks: Mapping[str, Stepwise]
+) -> dict[str, Any]:
+    """What tells an evaluation from another, besides the model itself."""
+    num_classes = crew.rivals.shape[1] + 1
+    return {
+        "threat": str(threat),
+        "seed": seed,
+        "search": digest(*jax.tree.leaves(crew.apply)) if crew.confirm else None,
+        "early_exit": crew.early_exit,
+        "attacks": [
+            [name, attack.num_steps, attack.num_runs(num_classes)]
+            for name, attack in attacks.items()
+        ],
+        "images": digest(crew.images, crew.labels, crew.index),
+    }
 
 
 def checked(images: Any, labels: Any, threat: ThreatModel) -> tuple[np.ndarray, np.ndarray]:

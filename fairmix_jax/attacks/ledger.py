@@ -14,6 +14,10 @@ import numpy as np
 ROBUST, CLEAN = -1, 0
 
 
+class OtherEvaluation(ValueError):
+    """What is saved belongs to an evaluation of other settings, images or weights."""
+
+
 class UnderWay(NamedTuple):
     """Images in the middle of an attack, `M` of them: what `pool.Slots` holds of them.
 
@@ -116,7 +120,7 @@ class Journal:
         """Fills `ledger` with what was saved, if anything was, and returns what was under way.
 
         Raises:
-          ValueError: it belongs to a different evaluation; names what differs.
+          OtherEvaluation: it belongs to a different one; names what differs.
         """
         if self._path is None or not self._path.exists():
             return None
@@ -125,7 +129,7 @@ class Journal:
         facts = json.loads(str(saved["facts"]))
         for name, value in self._facts.items():
             if facts.get(name) != value:
-                raise ValueError(
+                raise OtherEvaluation(
                     f"{self._path} belongs to an evaluation with {name}={facts.get(name)}, "
                     f"this one has {value}; finish that one or delete the file"
                 )

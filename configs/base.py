@@ -49,6 +49,17 @@ def get_config(arg: str = "") -> ConfigDict:
     config.attack.epsilon = 8 / 255
     config.attack.step_size = 2 / 255
     config.attack.num_steps = 10
+    config.attack.batch_norm = "eval"  # or train: with the statistics of the batch under attack
+
+    # Adversarial weight perturbation around the training step.
+    config.awp = ConfigDict()
+    config.awp.gamma = 0.0  # relative size; 0: off
+    config.awp.warmup_epochs = 0
+
+    # Start from the weights of another run.
+    config.hot_start = ConfigDict()
+    config.hot_start.workdir = ""  # empty: from random weights
+    config.hot_start.weights = "last"  # or best
 
     config.optim = ConfigDict()
     config.optim.name = "sgd"
@@ -60,6 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.schedule = "piecewise"
     config.optim.milestones = (0.5, 0.75)  # of the run, where "piecewise" multiplies by decay
     config.optim.decay = 0.1
+    config.optim.decays = ()  # a factor for each milestone, instead of decay
     config.optim.warmup = 0.0  # of the run, linear from zero
 
     config.validation = ConfigDict()

@@ -8,13 +8,18 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from configs import base
+
 
 def get_config(arg: str = ""):
-    """Returns the config in `WORKDIR/config.json`."""
+    """Returns the config in `WORKDIR/config.json`; fields younger than it have defaults."""
     path = Path(arg) / "config.json"
     if not path.is_file():
         raise ValueError(f"there is no {path}; give --config=configs/NAME.py to start a run there")
-    return ConfigDict(_tuples(json.loads(path.read_text()))).lock()
+    config = base.get_config()
+    with config.ignore_type():
+        config.update(ConfigDict(_tuples(json.loads(path.read_text()))))
+    return config.lock()
 
 
 def _tuples(value):

@@ -56,7 +56,9 @@ class Checkpoints:
         args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
         self._manager.save(step, args=args, force=True)
 
-    def restore_latest(self, template: Any) -> tuple[Any, dict[str, Any]] | None:
+    def restore_latest(
+        self, template: Any, *, set_aside: bool = True
+    ) -> tuple[Any, dict[str, Any]] | None:
         """Returns the newest sound checkpoint and its facts, or `None` if there is none.
 
         A checkpoint that cannot be read or whose content does not match its sha256 is set
@@ -64,11 +66,14 @@ class Checkpoints:
 
         Args:
           template: a pytree of arrays with the structure, shapes and types to expect.
+          set_aside: whether to do that; else one that does not fit is only passed over.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return self._restore(step, template)
             except Exception as error:
+                if not set_aside:
+                    continue
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 self._set_aside(step, reason)
         return None

@@ -12,6 +12,8 @@ from fairmix_jax.errors import UsageError
 
 _CHOICES = {
     "attack.norm": ("linf", "l2"),
+    "attack.batch_norm": ("eval", "train"),
+    "hot_start.weights": ("best", "last"),
     "mixing.name": ("none", "same_class", "cross_class"),
     "mixing.law": ("dirichlet", "uniform"),
     "mixing.stage": ("before_attack", "after_attack", "hidden"),
@@ -37,6 +39,8 @@ _RANGES = {
     "attack.epsilon": (0, math.inf),
     "attack.step_size": (0, math.inf),
     "attack.num_steps": (0, math.inf),
+    "awp.gamma": (0, math.inf),
+    "awp.warmup_epochs": (0, math.inf),
     "optim.learning_rate": (0, math.inf),
     "optim.momentum": (0, 1),
     "optim.weight_decay": (0, math.inf),

@@ -1,20 +1,27 @@
-"""What happens between two epochs: validation, rule, best weights, log."""
+"""What happens between two epochs: validation, rule, averaging, best weights, log."""
 
-from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fairmix_jax import attacks, evaluate, metrics
+from fairmix_jax import metrics
 from fairmix_jax.checkpoint import Checkpoints
-from fairmix_jax.data import batches
 from fairmix_jax.experiment import Experiment
-from fairmix_jax.progress import TrainProgress
+from fairmix_jax.progress import TrainProgress, console
 from fairmix_jax.train_step import StepMetrics
 from fairmix_jax.trainer import Trainer
-from fairmix_jax.types import ClassCounts, TrainState, Weights
+from fairmix_jax.types import (
+    VALIDATION,
+    ClassCounts,
+    ClassStatistics,
+    EpochStatistics,
+    TrainState,
+    Weights,
+)
+from fairmix_jax.validation import Seen, Validator, overfits_single_step
 from fairmix_jax.writers import JsonlWriter, MultiWriter, TensorBoardWriter
 
 
@@ -22,7 +29,8 @@ class EpochEnd:
     """What happens after an epoch: validation, the rule's update, best weights, the log.
 
     A context manager, which closes the files. Called as `(state, totals, epoch, progress)`
-    with the epoch counted from 1, it returns the state with the rule's new state.
+    with the epoch counted from 1, it returns the state with the rule's and the average's
+    new states.
     """
 
     def __init__(
@@ -36,17 +44,16 @@ class EpochEnd:
             TensorBoardWriter(workdir, last_step=step),
         )
         self._class_names = experiment.dataset.class_names
-        self._split = batches.to_device(experiment.validation)
-        num_classes = len(self._class_names)
-        attack = partial(
-            attacks.pgd,
-            threat=experiment.threat,
+        self._validator = Validator(
+            experiment,
+            trainer.frozen_base,
             num_steps=config.validation.num_steps,
             step_size=config.attack.step_size,
+            seed=config.seed,
+            batch_size=config.evaluate.batch_size,
         )
-        apply_fn = experiment.model.apply
-        self._clean = evaluate.make_counter(apply_fn, None, num_classes)
-        self._robust = evaluate.make_counter(apply_fn, attack, num_classes)
+        self._update = jax.jit(trainer.rule.update)
+        self._end_epoch = jax.jit(trainer.averaging.end_epoch or (lambda average, *_: average))
         found = self._best.restore_latest(trainer.evaluated_weights(trainer.initial_state))
         self._best_score = found[1]["score"] if found else -1.0
 
@@ -60,39 +67,79 @@ class EpochEnd:
     def __call__(
         self, state: TrainState, totals: StepMetrics, epoch: int, progress: TrainProgress
     ) -> TrainState:
-        step, seen = int(state.step), int(totals.counts.total.sum())
-        loss = float(totals.loss) / seen
+        step, train = int(state.step), totals.statistics
+        loss = float(totals.loss) / int(train.counts.total.sum())
         if not np.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss is {loss} after epoch {epoch}; lower optim.learning_rate"
             )
-        scalars = {"epoch": epoch, "loss": loss} | self._scalars("train", totals.counts)
-        clean = robust = None
-        weights = self._trainer.evaluated_weights(state)
+        scalars = {"epoch": epoch, "loss": loss} | self._scalars("train", train.counts)
         is_last = epoch == self._config.total_epochs
+        is_due = epoch % self._config.validation.every_epochs == 0 or is_last
+        is_validated = is_due and not self._validator.is_empty
+        reads = self._trainer.reads if is_validated else frozenset()
+        seen = self._validator.read(Weights(state.params, state.batch_stats), reads)
+        state = self._feed_back(state, train, epoch, seen, is_validated)
+        weights = self._trainer.evaluated_weights(state)
         if is_last:
             with Checkpoints(self._directory / "last", max_to_keep=1) as last:
                 last.save(step, weights)
-        is_due = epoch % self._config.validation.every_epochs == 0 or is_last
-        if len(self._split.labels) and is_due:
-            counts = [self._measure(counter, weights) for counter in (self._clean, self._robust)]
-            scalars |= self._scalars("val_clean", counts[0]) | self._scalars(
-                "val_robust", counts[1]
-            )
-            clean, robust = scalars["val_clean/average"], scalars["val_robust/average"]
-            self._keep_best(step, weights, robust + scalars["val_robust/worst_class"])
-            rule_state = self._trainer.rule.update(state.rule_state, counts[1])
-            state = state.replace(rule_state=rule_state)
+        if is_validated:
+            is_current = seen.counts is not None and weights.params is state.params
+            counts = seen.counts if is_current else self._validator.counts(weights)
+            scalars |= self._scalars("val_clean", counts.clean)
+            scalars |= self._scalars("val_robust", counts.robust)
+            score = scalars["val_robust/average"] + scalars["val_robust/worst_class"]
+            self._keep_best(step, weights, score)
+        scalars |= self._knobs(state) | self._single_step(seen)
         scalars["images_per_second"] = round(progress.images_per_second, 1)
         self._writer.write_scalars(step, scalars)
+        clean, robust = (scalars.get(f"val_{kind}/average") for kind in ("clean", "robust"))
         progress.end_epoch(epoch, loss=loss, clean=clean, robust=robust)
         return state
 
-    def _measure(self, counter, weights: Weights) -> ClassCounts:
-        key = jax.random.key(self._config.seed)
-        return evaluate.count_split(
-            counter, weights, self._split, key, batch_size=self._config.evaluate.batch_size
-        )
+    def _feed_back(
+        self,
+        state: TrainState,
+        train: ClassStatistics,
+        epoch: int,
+        seen: Seen,
+        is_validated: bool,
+    ) -> TrainState:
+        """Tells the rule and the average what was seen of the epoch."""
+        rule, averaging = self._trainer.rule, self._trainer.averaging
+        counts, base = self._validator.filled(seen)
+        if is_validated or not set(rule.reads) & VALIDATION:
+            statistics = EpochStatistics(jnp.asarray(epoch, jnp.int32), train, *counts, base)
+            state = state.replace(rule_state=self._update(state.rule_state, statistics))
+        if is_validated and averaging.end_epoch is not None:
+            current = Weights(state.params, state.batch_stats)
+            average = self._end_epoch(state.average, current, counts.robust)
+            state = state.replace(average=average)
+        return state
+
+    def _single_step(self, seen: Seen) -> dict[str, float]:
+        """Reports a base that takes one step, and catastrophic overfitting to it."""
+        if not self._trainer.frozen_base.single_step or seen.base is None:
+            return {}
+        is_overfitted = overfits_single_step(seen)
+        if is_overfitted:
+            console.print(
+                "catastrophic overfitting: the network withstands its own single-step attack, "
+                "not PGD; try base.name=n_fgsm or pgd_at, or a smaller attack.epsilon"
+            )
+        own = self._scalars("val_single_step", seen.base.counts)
+        return own | {"catastrophic_overfitting": float(is_overfitted)}
+
+    def _knobs(self, state: TrainState) -> dict[str, float]:
+        """The knobs of the next epoch, those that the rule sets."""
+        rule = self._trainer.rule
+        knobs = rule.knobs(state.rule_state)._asdict() if rule.sets else {}
+        return {
+            f"rule/{knob}/class_{name}": float(value)
+            for knob in rule.sets
+            for name, value in zip(self._class_names, np.asarray(knobs[knob]), strict=True)
+        }
 
     def _scalars(self, prefix: str, counts: ClassCounts) -> dict[str, float]:
         summary = metrics.summarize(*counts)

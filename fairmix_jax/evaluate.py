@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 
 from fairmix_jax import attacks, data, evaluate_ensemble, export, metrics, suite
 from fairmix_jax.checkpoint import Checkpoints
+from fairmix_jax.class_statistics import count
 from fairmix_jax.config import resolved
 from fairmix_jax.data import Split, batches
 from fairmix_jax.errors import UsageError
 from fairmix_jax.experiment import Experiment
 from fairmix_jax.export import write_json
 from fairmix_jax.progress import console
-from fairmix_jax.types import ApplyFn, Array, Batch, ClassCounts, Key, Weights
+from fairmix_jax.types import ApplyFn, Array, Batch, Key, Weights
 
 _STATISTICS = ("average", "worst_class", "worst_class_name", "gap", "std")
 
@@ -27,27 +28,6 @@ EvalAttack = Callable[..., Any]
 """`(logits_fn, key, images, labels, *, index) -> images`, or several arrays of them."""
 Counter = Callable[[Weights, Batch, Key], Any]
 """Returns `ClassCounts` for each array of images of its attack."""
-
-
-def count(logits: Array, batch: Batch, *, num_classes: int) -> ClassCounts:
-    """Returns how many examples of each class there are and how many are classified correctly.
-
-    Padding (where `batch.mask` is false) counts nowhere; so does an example whose logits
-    are not all finite, except in `total`.
-
-    Args:
-      logits: `[B, K]`.
-      batch: its labels and mask are used.
-      num_classes: `K`, static.
-    """
-    finite = jnp.all(jnp.isfinite(logits), axis=-1)
-    correct = (jnp.argmax(logits, axis=-1) == batch.labels) & finite
-    one_hot = jax.nn.one_hot(batch.labels, num_classes, dtype=jnp.int32)
-
-    def per_class(chosen: Array) -> Array:
-        return jnp.sum(jnp.where(chosen[:, None], one_hot, 0), axis=0)
-
-    return ClassCounts(per_class(batch.mask), per_class(batch.mask & correct))
 
 
 def make_counter(apply_fn: ApplyFn, attack: EvalAttack | None, num_classes: int) -> Counter:
@@ -94,7 +74,7 @@ def run(config: ConfigDict, experiment: Experiment, workdir: Path) -> dict[str, 
       UsageError: there is no trained model in `workdir`, or an attack is unknown.
     """
     chosen = suite.parse(config.evaluate.attacks)
-    weights, facts = load_weights(config, experiment, workdir)
+    weights, facts = load_weights(workdir, config.evaluate.weights, experiment)
     names = list(experiment.dataset.class_names)
     test = experiment.dataset.test
     rows = data.balanced_rows(test.labels, config.evaluate.num_examples)
@@ -167,23 +147,35 @@ def _run_batchwise(
 
 
 def load_weights(
-    config: ConfigDict, experiment: Experiment, workdir: Path
+    workdir: Path, which: str, experiment: Experiment
 ) -> tuple[Weights, dict[str, Any]]:
-    """Returns the weights that `evaluate.weights` names, and facts about them.
+    """Returns the weights in `workdir`, `which` is `"best"` or `"last"`, and facts about them.
 
     Raises:
       UsageError: `workdir` holds no sound checkpoint of them.
     """
-    directory = workdir / "checkpoints" / config.evaluate.weights
-    restored = None
-    if directory.is_dir():
-        shapes = jax.eval_shape(lambda: Weights(*experiment.model.init(jax.random.key(0))))
-        template = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        with Checkpoints(directory, max_to_keep=1) as checkpoints:
-            restored = checkpoints.restore_latest(template)
+    restored = restore_weights(workdir, which, experiment, set_aside=True)
     if restored is None:
         raise UsageError(
-            f"evaluate.weights={config.evaluate.weights!r} are not in workdir={str(workdir)!r}; "
+            f"evaluate.weights={which!r} are not in workdir={str(workdir)!r}; "
             "train there first with --mode=train, and for 'best' with data.val_fraction > 0"
         )
     return restored
+
+
+def restore_weights(
+    workdir: Path, which: str, experiment: Experiment, *, set_aside: bool
+) -> tuple[Weights, dict[str, Any]] | None:
+    """As `load_weights`, but `None` where there are none.
+
+    Args:
+      workdir, which, experiment: as there.
+      set_aside: see `Checkpoints.restore_latest`.
+    """
+    directory = workdir / "checkpoints" / which
+    if not directory.is_dir():
+        return None
+    shapes = jax.eval_shape(lambda: Weights(*experiment.model.init(jax.random.key(0))))
+    template = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    with Checkpoints(directory, max_to_keep=1) as checkpoints:
+        return checkpoints.restore_latest(template, set_aside=set_aside)

@@ -21,6 +21,7 @@ def make(
     schedule: str,
     milestones: Sequence[float],
     decay: float,
+    decays: Sequence[float] = (),
     warmup: float,
 ) -> optax.GradientTransformation:
     """Returns the optimizer.
@@ -39,11 +40,23 @@ def make(
       schedule: `"piecewise"`, `"cosine"` (to zero) or `"constant"`.
       milestones: fractions of the run at which `"piecewise"` multiplies by `decay`.
       decay: see `milestones`.
+      decays: a factor for each milestone, instead of `decay` for all.
       warmup: fraction of the run over which the rate rises linearly from zero.
+
+    Raises:
+      ValueError: `decays` is given and has not one number a milestone.
     """
+    if decays and len(decays) != len(milestones):
+        raise ValueError(
+            f"optim.decays has {len(decays)} numbers for {len(milestones)} optim.milestones"
+        )
     warmup_steps = round(warmup * total_steps)
     if schedule == "piecewise":
-        steps = {round(fraction * total_steps) - warmup_steps: decay for fraction in milestones}
+        factors = decays or [decay] * len(milestones)
+        steps = {
+            round(fraction * total_steps) - warmup_steps: factor
+            for fraction, factor in zip(milestones, factors, strict=True)
+        }
         rate = optax.piecewise_constant_schedule(learning_rate, steps)
     elif schedule == "cosine":
         rate = optax.cosine_decay_schedule(learning_rate, max(total_steps - warmup_steps, 1))

@@ -2,12 +2,14 @@
 
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from fairmix_jax import class_statistics
 from fairmix_jax.checkpoint import Checkpoints, digest
 from fairmix_jax.data import batches
 from fairmix_jax.epoch_end import EpochEnd
@@ -16,8 +18,8 @@ from fairmix_jax.experiment import Experiment
 from fairmix_jax.progress import TrainProgress, console
 from fairmix_jax.signals import StopRequest
 from fairmix_jax.train_step import StepMetrics, TrainStep
-from fairmix_jax.trainer import assemble
-from fairmix_jax.types import ClassCounts, Key, TrainState
+from fairmix_jax.trainer import assemble, hot_start
+from fairmix_jax.types import Array, Key, Rule, TrainState
 
 
 def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
@@ -38,7 +40,10 @@ def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
     total_steps = steps_per_epoch * config.total_epochs
     init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
     trainer = assemble(config, experiment, total_steps=total_steps, key=init_key)
-    template = (trainer.initial_state, _zeros(len(experiment.dataset.class_names)))
+    num_classes = len(experiment.dataset.class_names)
+    nothing = StepMetrics(jnp.zeros(()), class_statistics.zeros(num_classes))
+    template = (trainer.initial_state, nothing)
+    draws = _Draws(trainer.rule, order_key, batches.by_class(split.labels, num_classes))
 
     with (
         Checkpoints(workdir / "checkpoints" / "state", max_to_keep=2) as saved,
@@ -46,6 +51,8 @@ def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
     ):
         restored = saved.restore_latest(template)
         state, totals = restored[0] if restored else template
+        if not restored and (weights := hot_start(config, experiment)):
+            state = trainer.restarted(weights)
         step = int(state.step)
         if step == total_steps:
             return digest(state)
@@ -64,6 +71,8 @@ def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
                 order = batches.epoch_order(order_key, epoch, size=len(split.labels))
                 rows = np.asarray(order, np.int32)[: steps_per_epoch * batch_size]
                 for batch_rows in rows.reshape(-1, batch_size)[step % steps_per_epoch :]:
+                    if draws.are_needed:
+                        batch_rows = draws(state, step, batch_size)
                     batch = batches.take(split, batch_rows, batch_size)
                     state, measured = train_step(state, batch, step_key)
                     totals, step = _add(totals, measured), step + 1
@@ -73,7 +82,7 @@ def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
                 is_epoch_over = step % steps_per_epoch == 0
                 if is_epoch_over:
                     state = epoch_end(state, totals, epoch + 1, progress)
-                    totals = template[1]
+                    totals = nothing
                 is_due = is_epoch_over and (epoch + 1) % config.checkpoint.every_epochs == 0
                 if is_due or stop.received or step == total_steps:
                     saved.save(step, (state, totals))
@@ -82,9 +91,21 @@ def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
     return digest(state)
 
 
-def _zeros(num_classes: int) -> StepMetrics:
-    counts = ClassCounts(*(jnp.zeros(num_classes, jnp.int32) for _ in ClassCounts._fields))
-    return StepMetrics(jnp.zeros(()), counts)
+class _Draws(NamedTuple):
+    """Batches of a rule that sets how often each class is drawn, instead of epochs in order."""
+
+    rule: Rule
+    key: Key
+    classes: batches.ClassRows
+
+    @property
+    def are_needed(self) -> bool:
+        return "sampling" in self.rule.sets
+
+    def __call__(self, state: TrainState, step: int, size: int) -> Array:
+        key = jax.random.fold_in(jax.random.fold_in(self.key, 2**32 - 1), step)
+        frequencies = self.rule.knobs(state.rule_state).sampling
+        return batches.draw(key, self.classes, frequencies, size=size)
 
 
 @jax.jit

@@ -6,16 +6,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
-from fairmix_jax import evaluate
+from fairmix_jax import awp, class_statistics
 from fairmix_jax.mixing import Mixing
 from fairmix_jax.types import (
     Array,
     Averaging,
     Base,
     Batch,
-    ClassCounts,
+    ClassStatistics,
     Key,
+    Knobs,
     Rule,
     StepInput,
     TrainState,
@@ -30,11 +32,11 @@ class StepMetrics(NamedTuple):
 
     Attributes:
       loss: `[]`, the weighted losses summed over examples.
-      counts: at the inputs trained on, so robust training accuracy for adversarial bases.
+      statistics: at the inputs trained on, so robust training accuracy for adversarial bases.
     """
 
     loss: Array
-    counts: ClassCounts
+    statistics: ClassStatistics
 
 
 TrainStep = Callable[[TrainState, Batch, Key], tuple[TrainState, StepMetrics]]
@@ -49,20 +51,25 @@ def make_train_step(
     averaging: Averaging,
     tx: optax.GradientTransformation,
     mixing_steps: int = 2**31 - 1,
+    awp_gamma: float = 0.0,
+    awp_from_step: int = 0,
 ) -> TrainStep:
     """Returns the training step, a pure function for the caller to jit and donate.
 
-    One step: augment, mix, attack and loss (inside `base`), weighted mean over the batch,
+    One step: augment, mix, attack, the rule's view of the batch, weighted mean loss,
     optimizer update, weight average. Its randomness is `fold_in(key, state.step)`.
 
     Args:
       augment: `(key, images) -> images`.
       mixing: see `fairmix_jax.mixing.Mixing`.
       base: per-example losses, with the model and the attack inside.
-      rule: gives the knobs; its state is updated by the loop, after a validation.
+      rule: observes the batch and gives the knobs; its `update` is called by the loop.
       averaging: which weights are evaluated.
       tx: the optimizer.
       mixing_steps: after this many steps nothing is mixed any more.
+      awp_gamma: size of an adversarial weight perturbation, see `fairmix_jax.awp`; it
+        ascends the base's mean loss without class weights. 0 for none, at no cost.
+      awp_from_step: steps before it are not perturbed.
 
     Returns: `(state, batch, key) -> (state, metrics)`; the batch has no padding.
     """
@@ -73,32 +80,49 @@ def make_train_step(
         strength = jnp.where(state.step < mixing_steps, knobs.mixing, 0.0)
         images = augment(augment_key, batch.images)
         mixed = mixing(mixing_key, images, batch.labels, strength)
-        inputs = StepInput(
-            labels=batch.labels,
-            radius=knobs.radius[batch.labels],
-            beta=knobs.beta[batch.labels],
-            **mixed._asdict(),
-        )
+        num_classes = mixed.targets.shape[1]
+        inputs = _inputs(knobs, batch.labels, **mixed._asdict())
+        adversarial = base.attack(state.params, state.batch_stats, base_key, inputs)
+
+        def plain_loss(params):
+            return jnp.mean(base.loss(params, state.batch_stats, inputs, adversarial).losses)
 
         def loss_fn(params):
-            result = base(params, state.batch_stats, base_key, inputs)
-            losses = knobs.loss_weight[batch.labels] * result.losses
-            return jnp.mean(losses), (jnp.sum(losses), result)
+            result = base.loss(params, state.batch_stats, inputs, adversarial)
+            seen = lax.stop_gradient((result.logits, result.losses))
+            statistics = class_statistics.measure(*seen, batch, num_classes=num_classes)
+            rule_state = rule.observe(state.rule_state, statistics)
+            weight = lax.stop_gradient(rule.knobs(rule_state).loss_weight)
+            losses = weight[batch.labels] * result.losses
+            metrics = StepMetrics(jnp.sum(losses), statistics)
+            return jnp.mean(losses), (metrics, result.batch_stats, rule_state)
 
-        gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (_, (loss, result)), gradient = gradient_fn(state.params)
-        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+        where = state.params
+        if awp_gamma:
+            gamma = jnp.where(state.step < awp_from_step, 0.0, awp_gamma)
+            where = awp.perturb(where, jax.grad(plain_loss)(where), gamma=gamma)
+        gradient, (metrics, batch_stats, rule_state) = jax.grad(loss_fn, has_aux=True)(where)
+        updates, opt_state = tx.update(gradient, state.opt_state, where)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
-        weights = Weights(params, result.batch_stats)
-        counts = evaluate.count(result.logits, batch, num_classes=mixed.targets.shape[1])
         state = state.replace(
             step=step,
             params=params,
-            batch_stats=result.batch_stats,
+            batch_stats=batch_stats,
             opt_state=opt_state,
-            average=averaging.update(state.average, weights, step),
+            rule_state=rule_state,
+            average=averaging.update(state.average, Weights(params, batch_stats), step),
         )
-        return state, StepMetrics(loss, counts)
+        return state, metrics
 
     return train_step
+
+
+def _inputs(knobs: Knobs, labels: Array, **mixed) -> StepInput:
+    return StepInput(
+        labels=labels,
+        radius=knobs.radius[labels],
+        step_size=knobs.step_size[labels],
+        beta=knobs.beta[labels],
+        **mixed,
+    )

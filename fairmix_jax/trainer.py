@@ -2,17 +2,28 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from fairmix_jax import attacks, mixing, optim, plugins
+from fairmix_jax import evaluate, mixing, optim, plugins
 from fairmix_jax.data import batches
 from fairmix_jax.errors import UsageError
 from fairmix_jax.experiment import Experiment
 from fairmix_jax.train_step import TrainStep, make_train_step
-from fairmix_jax.types import Averaging, Key, Rule, TrainState, Weights
+from fairmix_jax.training_attack import TrainingAttack
+from fairmix_jax.types import (
+    VALIDATION,
+    ApplyFn,
+    Averaging,
+    Base,
+    Key,
+    Rule,
+    TrainState,
+    Weights,
+)
 
 
 class Trainer(NamedTuple):
@@ -22,33 +33,79 @@ class Trainer(NamedTuple):
       initial_state: before the first step.
       train_step: see `train_step.make_train_step`.
       rule, averaging: as given to the step; the loop calls their other functions.
+      frozen_base: the base with the model in evaluation mode, for validation.
     """
 
     initial_state: TrainState
     train_step: TrainStep
     rule: Rule
     averaging: Averaging
+    frozen_base: Base
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What is to be measured of the current weights on the validation set."""
+        reads = set(self.rule.reads) & VALIDATION
+        if self.averaging.end_epoch is not None:
+            reads |= {"robust"}
+        if self.frozen_base.single_step:
+            reads |= {"robust", "base"}
+        return frozenset(reads)
 
     def evaluated_weights(self, state: TrainState) -> Weights:
-        """Returns the weights to evaluate: averaged, if there is an average."""
-        return self.averaging.weights(state.average, Weights(state.params, state.batch_stats))
+        """Returns the weights to evaluate: averaged, if there is an average, and finished."""
+        weights = Weights(state.params, state.batch_stats)
+        return self.rule.finish(self.averaging.weights(state.average, weights))
+
+    def restarted(self, weights: Weights) -> TrainState:
+        """Returns the initial state with other weights."""
+        return self.initial_state.replace(
+            params=weights.params,
+            batch_stats=weights.batch_stats,
+            average=self.averaging.init(weights),
+        )
+
+
+def hot_start(config: ConfigDict, experiment: Experiment) -> Weights | None:
+    """Returns the weights of another run that `hot_start.workdir` names, `None` for none.
+
+    Raises:
+      UsageError: they are not there, or belong to another network.
+    """
+    chosen = config.hot_start
+    if not chosen.workdir:
+        return None
+    directory = Path(chosen.workdir)
+    restored = evaluate.restore_weights(directory, chosen.weights, experiment, set_aside=False)
+    if restored is None:
+        raise UsageError(
+            f"hot_start.workdir={chosen.workdir!r} holds no {chosen.weights!r} weights of this "
+            "network; name the folder of a finished run with the same model and classes"
+        )
+    return restored[0]
 
 
 def assemble(config: ConfigDict, experiment: Experiment, *, total_steps: int, key: Key) -> Trainer:
     """Returns the training step and the initial state of a config; the key is consumed."""
     num_classes = len(experiment.dataset.class_names)
-    attack = partial(
-        attacks.pgd,
+    rule = _member("rules", config.rule, num_classes)
+    attack = TrainingAttack(
         threat=experiment.threat,
         num_steps=config.attack.num_steps,
         step_size=config.attack.step_size,
+        batch_norm=config.attack.batch_norm,
+        targets=rule.targets,
     )
-    base = _member("bases", config.base, experiment.model.apply, attack)
-    rule = _member("rules", config.rule, num_classes)
+    apply_fn = experiment.model.apply
+    base, frozen_base = (
+        _member("bases", config.base, function, attack)
+        for function in (apply_fn, _frozen(apply_fn))
+    )
     averaging = _member("averaging", config.averaging)
     options = config.mixing.to_dict()
     off_epochs = options.pop("off_epochs")
-    tx = optim.make(total_steps=total_steps, **config.optim)
+    total_epochs = config.total_epochs
+    tx = _built(optim.make, total_steps=total_steps, **config.optim)
     train_step = make_train_step(
         augment=partial(
             batches.augment, crop_padding=config.data.crop_padding, flip=config.data.flip
@@ -58,7 +115,9 @@ def assemble(config: ConfigDict, experiment: Experiment, *, total_steps: int, ke
         rule=rule,
         averaging=averaging,
         tx=tx,
-        mixing_steps=round(total_steps * (1 - off_epochs / config.total_epochs)),
+        mixing_steps=round(total_steps * (1 - off_epochs / total_epochs)),
+        awp_gamma=config.awp.gamma,
+        awp_from_step=round(total_steps * config.awp.warmup_epochs / total_epochs),
     )
     params, batch_stats = experiment.model.init(key)
     state = TrainState(
@@ -69,7 +128,17 @@ def assemble(config: ConfigDict, experiment: Experiment, *, total_steps: int, ke
         rule_state=rule.init(),
         average=averaging.init(Weights(params, batch_stats)),
     )
-    return Trainer(state, train_step, rule, averaging)
+    return Trainer(state, train_step, rule, averaging, frozen_base)
+
+
+def _frozen(apply_fn: ApplyFn) -> ApplyFn:
+    """The model that normalises with running statistics whatever it is asked to do."""
+
+    def apply(params, batch_stats, images, *, train, **options):
+        del train
+        return apply_fn(params, batch_stats, images, train=False, **options)
+
+    return apply
 
 
 def _member(axis: str, section: ConfigDict, *arguments: Any) -> Any:

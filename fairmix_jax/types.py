@@ -41,14 +41,16 @@ class Knobs(NamedTuple):
 
     Attributes:
       loss_weight: factor of the training loss of a class's examples.
-      radius: factor of the training attack's `epsilon` and `step_size`.
-      beta: factor of the robustness weight of bases that have one (TRADES).
+      radius: factor of the training attack's `epsilon`.
+      step_size: factor of the training attack's `step_size`.
+      beta: factor of the robustness weight of bases that have one (TRADES, MART).
       sampling: relative frequency with which a class's examples are drawn.
       mixing: factor of the mixing probability.
     """
 
     loss_weight: Array
     radius: Array
+    step_size: Array
     beta: Array
     sampling: Array
     mixing: Array
@@ -64,6 +66,45 @@ class ClassCounts(NamedTuple):
 
     total: Array
     correct: Array
+
+
+class ClassStatistics(NamedTuple):
+    """Sums over a set of examples, one row a class; those of disjoint sets add.
+
+    They are taken at the inputs that a base trains on: adversarial where there is an attack.
+
+    Attributes:
+      counts: examples, and how many were classified correctly.
+      loss: `[K]`, of the base's losses, before any weight.
+      margin: `[K]`, of `max_{k != y} p_k - p_y`, in [-1, 1], with `p` the softmax.
+      probabilities: `[K, K]`; row `c` is the sum of `p` over the examples of class `c`.
+    """
+
+    counts: ClassCounts
+    loss: Array
+    margin: Array
+    probabilities: Array
+
+
+class EpochStatistics(NamedTuple):
+    """What a rule is told after an epoch.
+
+    Attributes:
+      epoch: `[]` int32, completed epochs.
+      train: of the epoch's training batches, in training mode, weights changing on the way.
+      clean, robust: validation counts of the current weights (not averaged ones), clean and
+        under PGD with the training attack's radius and step size.
+      base: on the validation set, of the base's losses at the inputs that the base's own
+        attack makes, with the current weights and running batch statistics.
+
+    Of `clean`, `robust` and `base` only what `Rule.reads` names is measured; else zeros.
+    """
+
+    epoch: Array
+    train: ClassStatistics
+    clean: ClassCounts
+    robust: ClassCounts
+    base: ClassStatistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,48 +169,31 @@ class Model(NamedTuple):
     apply: ApplyFn
 
 
-class Attack(Protocol):
-    """A training attack with its threat model, steps and step size already chosen."""
-
-    def __call__(
-        self,
-        logits_fn: LogitsFn,
-        key: Key,
-        images: Array,
-        labels: Array,
-        *,
-        targets: Any,
-        scale: Array,
-        loss: str | Callable[[Array, Any], Array] = "ce",
-    ) -> Array:
-        """Returns adversarial images `[B, H, W, C]` that ascend `loss(logits [K], target)`.
-
-        `targets` is any pytree with leading `B`; `scale` `[B]` multiplies radius and step
-        size. The key is consumed. No gradient flows through the result.
-        """
-        ...
-
-
 class StepInput(NamedTuple):
-    """What a base loss sees of a batch, after augmentation and mixing.
+    """What a base sees of a batch, after augmentation and mixing.
 
     Attributes:
       images: `[B, H, W, C]`.
       targets: `[B, K]` class probabilities, one-hot unless classes were mixed.
       labels: `[B]` int32, the class an example is counted under.
       radius: `[B]`, factor of the attack's radius.
+      step_size: `[B]`, factor of the attack's step size.
       beta: `[B]`, factor of the robustness weight.
       after_attack: to apply to the attacked images before the loss (mixing).
       hidden: to apply to hidden features where the loss is taken (mixing).
+      index: `[B]` int32, numbers that tell the examples' random starts apart; `0 .. B - 1`
+        if `None`.
     """
 
     images: Array
     targets: Array
     labels: Array
     radius: Array
+    step_size: Array
     beta: Array
     after_attack: Callable[[Array], Array] = lambda images: images
     hidden: Callable[[Array], Array] = lambda features: features
+    index: Array | None = None
 
 
 class BaseLoss(NamedTuple):
@@ -186,23 +210,74 @@ class BaseLoss(NamedTuple):
     batch_stats: BatchStats
 
 
-Base = Callable[[Params, BatchStats, Key, StepInput], BaseLoss]
-"""A per-example training loss with the attack inside it; the key is consumed."""
+class Base(NamedTuple):
+    """A per-example training loss and the attack that comes before it.
+
+    Attributes:
+      attack: `(params, batch_stats, key, inputs) -> images [B, H, W, C]`, adversarial, or
+        the inputs as they are; the key is consumed; no gradient is taken through it.
+      loss: `(params, batch_stats, inputs, adversarial) -> BaseLoss`.
+      single_step: whether the attack takes one step only, so that the network may learn to
+        defeat just that (catastrophic overfitting, Wong et al. 2020, arXiv 2001.03994).
+    """
+
+    attack: Callable[[Params, BatchStats, Key, StepInput], Array]
+    loss: Callable[[Params, BatchStats, StepInput, Array], BaseLoss]
+    single_step: bool = False
+
+
+def _same(value: Any, *_: Any) -> Any:
+    return value
 
 
 class Rule(NamedTuple):
-    """From class statistics to knobs: a pure triple.
+    """From class statistics to knobs: pure functions of a state.
+
+    Most rules need the first three fields and one of `observe` and `update`.
 
     Attributes:
       init: `() -> rule_state`, a pytree of arrays with a fixed structure.
-      knobs: `rule_state -> Knobs`.
-      update: `(rule_state, ClassCounts) -> rule_state`, called after every validation
-        with its counts under PGD of the training attack's radius and step size.
+      knobs: `rule_state -> Knobs`. Radius, step size, beta, sampling and mixing of a step
+        are read before it; the loss weight after the step's batch was observed.
+      sets: the names of the knobs that may differ from one.
+      reads: of `"batch"`, `"train"`, `"clean"`, `"robust"`, `"base"`: the statistics that
+        `observe` and `update` depend on. What is not named here may not be measured.
+      observe: `(rule_state, ClassStatistics) -> rule_state`, in every step, with those of
+        the batch; nothing is differentiated through it.
+      update: `(rule_state, EpochStatistics) -> rule_state`, after every epoch; for rules
+        that read the validation, after every validation.
+      targets: `(key, probabilities [B, K], labels [B]) -> [B] int32`: towards which class the
+        training attack shall push an example, from the clean predictions, or -1 for away
+        from its own; `None` for never.
+      finish: `Weights -> Weights`, of the weights that are evaluated.
     """
 
     init: Callable[[], Any]
     knobs: Callable[[Any], Knobs]
-    update: Callable[[Any, ClassCounts], Any]
+    sets: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    observe: Callable[[Any, ClassStatistics], Any] = _same
+    update: Callable[[Any, EpochStatistics], Any] = _same
+    targets: Callable[[Key, Array, Array], Array] | None = None
+    finish: Callable[["Weights"], "Weights"] = _same
+
+
+VALIDATION = frozenset(("clean", "robust", "base"))
+"""What of `Rule.reads` is measured on the validation set."""
+
+
+class Source(NamedTuple):
+    """Where a member comes from; a constant `SOURCE` of its file, shown in docs/methods.md.
+
+    Attributes:
+      paper: authors, year, arXiv number.
+      code: the original's repository, or why there is none.
+      licence: of that repository; we work from descriptions, whatever it says.
+    """
+
+    paper: str
+    code: str = "-"
+    licence: str = "-"
 
 
 class Weights(NamedTuple):
@@ -213,18 +288,21 @@ class Weights(NamedTuple):
 
 
 class Averaging(NamedTuple):
-    """Which weights are evaluated: a pure triple.
+    """Which weights are evaluated: pure functions.
 
     Attributes:
       init: `Weights -> average`, a pytree of arrays, `()` when nothing is averaged.
       update: `(average, Weights, step) -> average`, after every optimizer step; `step` is
         the number of completed steps.
       weights: `(average, Weights) -> Weights`, the weights to evaluate.
+      end_epoch: `(average, Weights, ClassCounts) -> average`, after every validation, with
+        the robust counts of the current weights; `None` if they need not be measured.
     """
 
     init: Callable[[Weights], Any]
     update: Callable[[Any, Weights, Array], Any]
     weights: Callable[[Any, Weights], Weights]
+    end_epoch: Callable[[Any, Weights, ClassCounts], Any] | None = None
 
 
 class TrainState(struct.PyTreeNode):

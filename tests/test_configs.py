@@ -49,6 +49,7 @@ def test_accelerator_recipe():
     assert plain["model"] == {"name": "preact_resnet", "depth": 18, "width": 64, "norm": "batch"}
     assert plain["attack"] == {
         "norm": "linf", "epsilon": 8 / 255, "step_size": 2 / 255, "num_steps": 10,
+        "batch_norm": "eval",
     }  # fmt: skip
     assert plain["optim"]["name"] == "sgd" and plain["optim"]["nesterov"]
     assert plain["optim"]["schedule"] == "piecewise" and plain["averaging"]["name"] == "ema"

@@ -1,7 +1,6 @@
 """The training step as a pure function, and the loop that repeats it."""
 
 import json
-from functools import partial
 
 import chex
 import jax
@@ -13,11 +12,11 @@ from configs import digits
 from fairmix_jax import config as config_lib
 from fairmix_jax import optim, plugins, train
 from fairmix_jax import trainer as trainer_lib
-from fairmix_jax.attacks import pgd
 from fairmix_jax.checkpoint import digest
 from fairmix_jax.data import batches
 from fairmix_jax.errors import Interrupted, UsageError
 from fairmix_jax.experiment import build
+from fairmix_jax.training_attack import TrainingAttack
 from fairmix_jax.types import Batch, StepInput, ThreatModel, Weights
 
 TOTAL_STEPS = 20
@@ -74,8 +73,8 @@ def test_one_trace_and_a_fixed_state(three_steps):
 
 def test_metrics_count_every_example_once(three_steps):
     _, _, metrics = three_steps
-    assert int(metrics.counts.total.sum()) == 40
-    assert (metrics.counts.correct <= metrics.counts.total).all()
+    assert int(metrics.statistics.counts.total.sum()) == 40
+    assert (metrics.statistics.counts.correct <= metrics.statistics.counts.total).all()
     assert np.isfinite(metrics.loss)
 
 
@@ -151,11 +150,14 @@ def test_the_attack_writes_no_batch_statistics():
         calls.append(train)
         return model.apply(params, batch_stats, images, train=train, **options)
 
-    attack = partial(pgd, threat=ThreatModel(), num_steps=2, step_size=0.1)
+    attack = TrainingAttack(ThreatModel(), num_steps=2, step_size=0.1)
     base = plugins.load("bases", "pgd_at")(apply_fn, attack)
     images = jnp.asarray(experiment.train.images[:4], jnp.float32) / 255
-    inputs = StepInput(images, jnp.eye(10)[:4], jnp.arange(4), radius=jnp.ones(4), beta=jnp.ones(4))
-    result = base(params, stats, jax.random.key(1), inputs)
+    ones = jnp.ones(4)
+    inputs = StepInput(images, jnp.eye(10)[:4], jnp.arange(4), ones, ones, ones)
+    adversarial = base.attack(params, stats, jax.random.key(1), inputs)
+    assert calls.count(True) == 0
+    result = base.loss(params, stats, inputs, adversarial)
     assert calls.count(True) == 1 and calls.count(False) >= 1
     assert digest(result.batch_stats) != digest(stats)
 
@@ -183,7 +185,7 @@ def test_memorises_a_few_images():
              averaging__decay=None), copies=15,
     )  # fmt: skip
     assert float(metrics.loss) / 40 < 0.1
-    assert int(metrics.counts.correct.sum()) == 40
+    assert int(metrics.statistics.counts.correct.sum()) == 40
 
 
 def test_a_batch_of_one_class_and_absent_classes_work():
@@ -192,7 +194,7 @@ def test_a_batch_of_one_class_and_absent_classes_work():
     state, metrics = jax.jit(trainer.train_step)(
         trainer.initial_state, Batch(*batch), jax.random.key(0)
     )
-    assert metrics.counts.total.tolist() == [0, 0, 0, 40] + [0] * 6
+    assert metrics.statistics.counts.total.tolist() == [0, 0, 0, 40] + [0] * 6
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
@@ -342,7 +344,8 @@ def test_configs_that_cannot_be_built_are_named(changes, message):
     [
         (
             dict(base__name="nosuch"),
-            "base.name='nosuch' is unknown; choose one of pgd_at, standard",
+            "base.name='nosuch' is unknown; choose one of fgsm_rs, mart, n_fgsm, pgd_at, "
+            "standard, trades",
         ),
         (dict(model__depth=18), "model.depth=18 does not belong to 'small_cnn'"),
         (dict(attack__epsilon=-0.1), "attack.epsilon=-0.1 is out of range"),

@@ -27,9 +27,11 @@ def pgd(
     loss: str | Objective = "ce",
     momentum: float = 0.0,
     random_start: bool = True,
+    start: Array | None = None,
     keep: Literal["last_iterate", "any_iterate", "both"] = "last_iterate",
     targets: Any = None,
     scale: Array | float = 1.0,
+    step_scale: Array | float | None = None,
     index: Array | None = None,
 ) -> Any:
     """Returns adversarial images that ascend `loss` by projected steps from a random start.
@@ -60,10 +62,13 @@ def pgd(
       loss: `"ce"`, `"margin"`, `"dlr"`, `"kl"` or a function `(logits [K], target) -> []`.
       momentum: `mu`; above 0 the direction is that of `m <- mu m + grad / ||grad||_1`.
       random_start: whether `x_0` is random; else it is the image itself.
+      start: `[B, H, W, C]`, `x_0` before it is projected, instead of a random one; the same
+        in every restart.
       keep: which iterate is returned, and counts with restarts; `"both"` gives a pair,
         `(last, any)`, for one price.
       targets: what `loss` compares with, a pytree with leading `B`; `labels` if `None`.
       scale: `[]` or `[B]`, multiplies radius and step size (class-wise radii).
+      step_scale: `[]` or `[B]`, multiplies the step size instead of `scale`.
       index: `[B]` int, numbers that tell the examples' random starts apart; `0 .. B - 1`
         if `None`. Give global numbers to make a result independent of the batching.
 
@@ -87,10 +92,14 @@ def pgd(
         )
     targets = labels if targets is None else targets
     index = jnp.arange(len(images)) if index is None else index
-    scale = jnp.broadcast_to(jnp.asarray(scale, images.dtype), labels.shape)
+    step_scale = scale if step_scale is None else step_scale
+    factors = [
+        jnp.broadcast_to(jnp.asarray(factor, images.dtype), labels.shape)
+        for factor in (scale, step_scale)
+    ]
     loss_fn = objective(loss)
 
-    def one(key: Key, image: Array, label: Array, target: Any, scale: Array):
+    def one(key: Key, image: Array, label: Array, target: Any, factors: Any, start: Array | None):
         def evaluate(x: Array) -> tuple[Array, Array]:
             logits = logits_fn(x[None])[0]
             return loss_fn(logits, target), logits
@@ -100,17 +109,18 @@ def pgd(
             key,
             image,
             threat=threat,
-            epsilon=scale * threat.epsilon,
-            step_size=scale * step_size,
+            epsilon=factors[0] * threat.epsilon,
+            step_size=factors[1] * step_size,
             num_steps=num_steps,
             momentum=momentum,
             random_start=random_start,
+            start=start,
             is_success=None if keep == "last_iterate" else lambda z: misclassified(z, label),
         )
 
     def run(restart: Array) -> tuple[Array, ...]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, restart), index)
-        last, any_ = lax.stop_gradient(jax.vmap(one)(keys, images, labels, targets, scale))
+        last, any_ = lax.stop_gradient(jax.vmap(one)(keys, images, labels, targets, factors, start))
         return {"last_iterate": (last,), "any_iterate": (any_,), "both": (last, any_)}[keep]
 
     if num_restarts > 1:
@@ -166,7 +176,7 @@ def mi_fgsm(
 
 def _attack_one(
     evaluate, key: Key, image: Array, *, threat: ThreatModel, epsilon, step_size, num_steps: int,
-    momentum: float, random_start: bool, is_success,
+    momentum: float, random_start: bool, start: Array | None, is_success,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Ascends `evaluate(image) -> (value, logits)` around one image `[H, W, C]`.
 
@@ -187,11 +197,14 @@ def _attack_one(
         x = inside(x + step_size * steepest_direction(gradient, threat.norm))
         return x, velocity, kept, is_kept
 
-    start = image
-    if random_start:
+    if start is not None:
+        x = inside(start)
+    elif random_start:
         offset = random_offset(key, image.shape, norm=threat.norm, epsilon=epsilon)
-        start = inside(image + offset.astype(image.dtype))
-    first = start, jnp.zeros_like(image) if momentum else None, image, jnp.asarray(False)
+        x = inside(image + offset.astype(image.dtype))
+    else:
+        x = image
+    first = x, jnp.zeros_like(image) if momentum else None, image, jnp.asarray(False)
     x, _, kept, is_kept = lax.fori_loop(0, num_steps, step, first)
     return x, jnp.where(is_kept, kept, x)
 

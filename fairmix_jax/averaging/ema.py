@@ -3,7 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from fairmix_jax.types import Array, Averaging, Weights
+from fairmix_jax.types import Array, Averaging, Source, Weights
+
+SOURCE = Source(
+    "Izmailov et al. 2018, arXiv 1803.05407; ramp Rebuffi et al. 2021, arXiv 2103.01946"
+)
 
 
 def make(*, decay: float = 0.999) -> Averaging:

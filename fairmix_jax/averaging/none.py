@@ -1,6 +1,8 @@
 """No averaging: the last weights are evaluated."""
 
-from fairmix_jax.types import Averaging
+from fairmix_jax.types import Averaging, Source
+
+SOURCE = Source("-")
 
 
 def make() -> Averaging:

@@ -1,4 +1,9 @@
-"""Base losses: the per-example training loss and the attack inside it, one file each.
+"""Base losses: the per-example training loss and the attack before it, one file each.
 
-A file exports `make(apply_fn, attack, *, ...) -> Base`; its keyword arguments are config fields.
+A file exports `make(apply_fn, attack, *, ...) -> Base` and `SOURCE`; the keyword arguments
+of `make` are config fields, and their defaults the paper's values.
 """
+
+from pkgutil import extend_path
+
+__path__ = extend_path(__path__, __name__)

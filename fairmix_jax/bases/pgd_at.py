@@ -1,11 +1,19 @@
 """Adversarial training on PGD examples."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
-from fairmix_jax.types import ApplyFn, Attack, Base, BaseLoss, StepInput
+from fairmix_jax.training_attack import TrainingAttack
+from fairmix_jax.types import ApplyFn, Base, BaseLoss, Source, StepInput
+
+SOURCE = Source(
+    "Madry et al. 2018, arXiv 1706.06083; recipe Rice et al. 2020, arXiv 2002.11569",
+    "locuslab/robust_overfitting",
+    "none",
+)
 
 _LOSSES = {
     "ce": optax.softmax_cross_entropy,
@@ -14,12 +22,14 @@ _LOSSES = {
 }
 
 
-def make(apply_fn: ApplyFn, attack: Attack, *, loss: str = "ce") -> Base:
+def make(
+    apply_fn: ApplyFn, attack: TrainingAttack, *, loss: str = "ce", start: str = "uniform"
+) -> Base:
     """Returns the loss `L(f(x'), target)` at `x'` that the attack finds around `x`.
 
     The attack ascends the cross-entropy whatever `L` is; it sees the current parameters
-    with running batch statistics and writes none. The loss is taken with batch statistics
-    and updates the running ones from `x'` only.
+    and writes no batch statistics. The loss is taken with batch statistics and updates the
+    running ones from `x'` only.
 
     Guarantees: with a radius of zero and `loss="ce"` it equals `standard`.
 
@@ -28,6 +38,7 @@ def make(apply_fn: ApplyFn, attack: Attack, *, loss: str = "ce") -> Base:
       attack: how to perturb.
       loss: `"ce"`, the cross-entropy; `"squared"`, the squared error of the logits to the
         target; `"zero_one"`, the probability of a wrong class, a smooth 0-1 loss.
+      start: of the attack: `"uniform"`, `"normal"` or `"none"`, see `TrainingAttack`.
 
     Raises:
       ValueError: unknown loss.
@@ -37,19 +48,13 @@ def make(apply_fn: ApplyFn, attack: Attack, *, loss: str = "ce") -> Base:
     if loss not in _LOSSES:
         raise ValueError(f"base.loss={loss!r} is unknown; choose one of {', '.join(_LOSSES)}")
 
-    def base(params, batch_stats, key, inputs: StepInput) -> BaseLoss:
-        fixed = lax.stop_gradient(params)
-        adversarial = attack(
-            lambda x: apply_fn(fixed, batch_stats, x, train=False)[0],
-            key,
-            inputs.images,
-            inputs.labels,
-            targets=inputs.targets,
-            scale=inputs.radius,
-        )
+    def perturb(params, batch_stats, key, inputs: StepInput):
+        return attack(partial(apply_fn, params, batch_stats), key, inputs, start=start)
+
+    def loss_fn(params, batch_stats, inputs: StepInput, adversarial) -> BaseLoss:
         logits, new_stats = apply_fn(
             params, batch_stats, inputs.after_attack(adversarial), train=True, hidden=inputs.hidden
         )
         return BaseLoss(_LOSSES[loss](logits, inputs.targets), logits, new_stats)
 
-    return base
+    return Base(perturb, loss_fn)

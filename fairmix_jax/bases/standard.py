@@ -2,19 +2,20 @@
 
 import optax
 
-from fairmix_jax.types import ApplyFn, Attack, Base, BaseLoss, StepInput
+from fairmix_jax.training_attack import TrainingAttack
+from fairmix_jax.types import ApplyFn, Base, BaseLoss, Source, StepInput
+
+SOURCE = Source("-")
 
 
-def make(apply_fn: ApplyFn, attack: Attack) -> Base:
+def make(apply_fn: ApplyFn, attack: TrainingAttack) -> Base:
     """Returns the loss `CE(f(x), target)`; the attack is not used."""
     del attack
 
-    def base(params, batch_stats, key, inputs: StepInput) -> BaseLoss:
-        del key
-        images = inputs.after_attack(inputs.images)
+    def loss_fn(params, batch_stats, inputs: StepInput, images) -> BaseLoss:
         logits, batch_stats = apply_fn(
-            params, batch_stats, images, train=True, hidden=inputs.hidden
+            params, batch_stats, inputs.after_attack(images), train=True, hidden=inputs.hidden
         )
         return BaseLoss(optax.softmax_cross_entropy(logits, inputs.targets), logits, batch_stats)
 
-    return base
+    return Base(lambda params, batch_stats, key, inputs: inputs.images, loss_fn)

@@ -45,6 +45,44 @@ def epoch_order(key: Key, epoch: int, *, size: int) -> Array:
     return jax.random.permutation(jax.random.fold_in(key, epoch), size)
 
 
+class ClassRows(NamedTuple):
+    """A split's rows sorted by class.
+
+    Attributes:
+      rows: `[N]` int32.
+      counts: `[K]` int32, how many belong to each class.
+    """
+
+    rows: Array
+    counts: Array
+
+
+def by_class(labels: Array, num_classes: int) -> ClassRows:
+    """Returns the rows of labels `[N]` sorted by class."""
+    rows = jnp.argsort(labels, stable=True).astype(jnp.int32)
+    return ClassRows(rows, jnp.bincount(labels, length=num_classes).astype(jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def draw(key: Key, classes: ClassRows, frequencies: Array, *, size: int) -> Array:
+    """Returns rows `[size]` drawn with replacement, each `frequencies[label]` times as often.
+
+    Args:
+      key: the key is consumed.
+      classes: see `by_class`.
+      frequencies: `[K]`, nonnegative and not all zero; ones are uniform draws.
+      size: static.
+    """
+    class_key, member_key = jax.random.split(key)
+    ends = jnp.cumsum(classes.counts)
+    weight = jnp.cumsum(classes.counts.astype(jnp.float32) * frequencies)
+    point = jax.random.uniform(class_key, (size,)) * weight[-1]
+    label = jnp.clip(jnp.searchsorted(weight, point, side="right"), 0, len(weight) - 1)
+    counts = classes.counts[label]
+    member = jax.random.randint(member_key, (size,), 0, jnp.maximum(counts, 1))
+    return classes.rows[ends[label] - counts + member]
+
+
 def in_order(split: DeviceSplit, batch_size: int) -> Iterator[Batch]:
     """Yields the whole split in order, the last batch padded and masked.
 

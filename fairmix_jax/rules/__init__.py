@@ -1,4 +1,19 @@
 """Rules: from class statistics to knobs per class, one file each.
 
-A file exports `make(num_classes, *, ...) -> Rule`; its keyword arguments are config fields.
+A file exports `make(num_classes, *, ...) -> Rule` and `SOURCE`; the keyword arguments of
+`make` are config fields, and their defaults the paper's values.
 """
+
+from pkgutil import extend_path
+
+import jax.numpy as jnp
+
+from fairmix_jax.types import Array, Knobs
+
+__path__ = extend_path(__path__, __name__)
+
+
+def knobs(num_classes: int, **changes: Array) -> Knobs:
+    """Returns knobs that change nothing, but for those given, `[K]` each."""
+    ones = jnp.ones(num_classes)
+    return Knobs(*(ones for _ in Knobs._fields))._replace(**changes)

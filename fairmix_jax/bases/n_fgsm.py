@@ -1,0 +1,39 @@
+"""Fast adversarial training with more noise and no clipping."""
+
+import dataclasses
+
+from fairmix_jax.bases import pgd_at
+from fairmix_jax.training_attack import TrainingAttack
+from fairmix_jax.types import ApplyFn, Base, Source
+
+SOURCE = Source("de Jorge et al. 2022, arXiv 2202.01181", "pdejorge/N-FGSM", "not checked")
+
+
+def make(
+    apply_fn: ApplyFn, attack: TrainingAttack, *, noise: float = 2.0, step: float = 1.0
+) -> Base:
+    """Returns `pgd_at` with one step of `step * epsilon` from noise that may leave the ball.
+
+    The start is uniform in `noise * epsilon` around the image, and neither it nor the result
+    is brought back to the radius, only to the bounds. That keeps the network from learning
+    to defeat the single step, at the price of inputs up to `(noise + step) epsilon` away.
+
+    Guarantees: with a radius of zero it equals `standard`.
+
+    Args:
+      apply_fn: the model.
+      attack: its radius is used; `num_steps` and `step_size` are not.
+      noise, step: in units of the radius.
+
+    Reference: de Jorge et al. 2022, arXiv 2202.01181 (recalled, not read again; their
+    recommendation is `noise=2, step=1`).
+    """
+    reach = noise + step
+    single = dataclasses.replace(
+        attack,
+        threat=dataclasses.replace(attack.threat, epsilon=reach * attack.threat.epsilon),
+        num_steps=1,
+        step_size=step * attack.threat.epsilon,
+        start_fraction=noise / reach,
+    )
+    return pgd_at.make(apply_fn, single)._replace(single_step=True)

@@ -1,0 +1,84 @@
+"""TRADES: cross-entropy on clean inputs plus agreement with adversarial ones."""
+
+from functools import partial
+
+import jax
+import optax
+from jax import lax
+
+from fairmix_jax.training_attack import TrainingAttack
+from fairmix_jax.types import ApplyFn, Base, BaseLoss, Source, StepInput
+
+SOURCE = Source("Zhang et al. 2019, arXiv 1901.08573", "yaodongyu/TRADES", "present")
+
+
+def make(
+    apply_fn: ApplyFn,
+    attack: TrainingAttack,
+    *,
+    beta: float = 6.0,
+    start: str = "normal",
+    noise: float = 0.001,
+    clean_gradient: bool = True,
+    normalize: bool = False,
+) -> Base:
+    """Returns the loss `CE(f(x), target) + beta b_y KL(p(x) || p(x'))`.
+
+    `x'` ascends that divergence from the attack's starting noise, `b_y` is the class's knob.
+    The loss is taken with batch statistics, of `x` and of `x'` apart, and the running ones
+    see `x`, then `x'`. (The original passes `x` a second time, for the same values.)
+
+    Guarantees: with `beta = 0`, or a radius of zero, losses and gradients are those of
+    `standard`; the running statistics have seen one pass more.
+
+    Args:
+      apply_fn: the model.
+      attack: how to perturb.
+      beta: weight of the divergence, at least 0.
+      start, noise: of the attack, see `TrainingAttack`.
+      clean_gradient: whether the divergence's gradient also flows through `p(x)`, as in the
+        original.
+      normalize: whether to divide by `1 + beta b_y`, as the repository of CFA (Wei et al.
+        2023) does: the same loss with a smaller step.
+
+    Raises:
+      ValueError: `beta` is negative.
+
+    Reference: Zhang et al. 2019, arXiv 1901.08573.
+    """
+    if beta < 0:
+        raise ValueError(f"base.beta={beta} is negative; give 0 or more")
+
+    def perturb(params, batch_stats, key, inputs: StepInput):
+        network = partial(apply_fn, params, batch_stats)
+        clean = jax.nn.softmax(network(inputs.images, train=False)[0])
+        return attack(network, key, inputs, start=start, noise=noise, loss="kl", compare=clean)
+
+    def loss_fn(params, batch_stats, inputs: StepInput, adversarial) -> BaseLoss:
+        clean, robust, stats = both_logits(apply_fn, params, batch_stats, inputs, adversarial)
+        anchor = clean if clean_gradient else lax.stop_gradient(clean)
+        weight = beta * inputs.beta
+        losses = optax.softmax_cross_entropy(clean, inputs.targets) + weight * divergence(
+            anchor, robust
+        )
+        return BaseLoss(losses / (1 + weight) if normalize else losses, robust, stats)
+
+    return Base(perturb, loss_fn)
+
+
+def both_logits(apply_fn: ApplyFn, params, batch_stats, inputs: StepInput, adversarial):
+    """Returns training-mode logits at `x` and at `x'`, and the statistics after both."""
+    logits = []
+    for images in (inputs.images, adversarial):
+        output, batch_stats = apply_fn(
+            params, batch_stats, inputs.after_attack(images), train=True, hidden=inputs.hidden
+        )
+        logits.append(output)
+    return *logits, batch_stats
+
+
+def divergence(clean: jax.Array, robust: jax.Array) -> jax.Array:
+    """Returns `KL(softmax(clean) || softmax(robust))`, `[B]`, from logits `[B, K]`."""
+    return optax.losses.kl_divergence_with_log_targets(
+        jax.nn.log_softmax(robust), jax.nn.log_softmax(clean)
+    )

@@ -1,0 +1,75 @@
+"""DAFA: radius and loss weight from how near the classes are to each other."""
+
+import jax.numpy as jnp
+
+from fairmix_jax.class_statistics import class_mean
+from fairmix_jax.rules import knobs
+from fairmix_jax.types import Array, EpochStatistics, Knobs, Rule, Source
+
+SOURCE = Source("Lee et al. 2024, ICLR", "rucy74/DAFA", "none")
+
+_SMALLEST = 0.01
+
+
+def make(num_classes: int, *, warmup_epochs: int = 70, strength: float = 1.0) -> Rule:
+    """Returns one weight `W` a class for radius, step size and loss; 1 until the warm-up ends.
+
+    After `warmup_epochs` it is set once, from the mean softmax of the epoch's adversarial
+    training examples, see `class_weights`. With TRADES and MART the robust term is not
+    weighted, as in the official code (the paper's words say otherwise).
+
+    Guarantees: `strength = 0` is `none`.
+
+    Edge cases: `W` below 0.01, possible for large strengths, is raised to it.
+
+    Args:
+      num_classes: `K`.
+      warmup_epochs: 70 of the published 110.
+      strength: 1.0 for CIFAR-10, 1.5 for CIFAR-100.
+
+    Reference: Lee et al. 2024, "DAFA: Distance-Aware Fair Adversarial Training"; formulas as
+    described from the official code.
+    """
+
+    def update(state: Array, statistics: EpochStatistics) -> Array:
+        counts = statistics.train.counts.total
+        confusion = class_mean(statistics.train.probabilities, counts)
+        weights = class_weights(confusion, strength=strength)
+        return jnp.where(statistics.epoch == warmup_epochs, weights, state)
+
+    return Rule(
+        lambda: jnp.ones(num_classes),
+        to_knobs,
+        sets=("loss_weight", "radius", "step_size", "beta"),
+        reads=("train",),
+        update=update,
+    )
+
+
+def class_weights(confusion: Array, *, strength: float) -> Array:
+    """Returns `W_i = 1 + strength * sum_j d_ij`: more for the harder class of each near pair.
+
+    `d_ij = P_ij P_jj` if class `i` is the less certain one, `P_ii < P_jj`; otherwise
+    `-P_ji P_ii`.
+
+    Guarantees: without ties of `P_ii` the weights sum to `K`; a tie takes from both.
+
+    Args:
+      confusion: `P`, `[K, K]`, row `i` the mean predicted probabilities of class `i`; rows
+        of absent classes are zero and weigh 1.
+      strength: of the departure from 1.
+    """
+    certainty = jnp.diagonal(confusion)
+    is_harder = certainty[:, None] < certainty[None]
+    gain = confusion * certainty[None]
+    moved = jnp.where(is_harder, gain, -gain.T)
+    is_pair = (certainty[:, None] > 0) & (certainty[None] > 0)
+    is_pair &= ~jnp.eye(len(confusion), dtype=bool)
+    return jnp.maximum(1 + strength * jnp.sum(jnp.where(is_pair, moved, 0.0), axis=1), _SMALLEST)
+
+
+def to_knobs(weights: Array) -> Knobs:
+    """Returns the knobs of the weights `[K]`: the robust term keeps the weight 1."""
+    return knobs(
+        len(weights), loss_weight=weights, radius=weights, step_size=weights, beta=1 / weights
+    )

@@ -1,0 +1,78 @@
+"""fairmix_adaptive: each class is mixed as strongly as its validation risk suggests."""
+
+import jax
+import jax.numpy as jnp
+
+from fairmix_jax.class_statistics import accuracy
+from fairmix_jax.rules import knobs
+from fairmix_jax.types import Array, EpochStatistics, Rule, Source
+
+SOURCE = Source("this project; after Zhong and Tandon 2024, arXiv 2411.14424", "this one", "Apache")
+
+_LARGEST = 2.0
+
+
+def make(
+    num_classes: int, *, gain: float = 2.0, signal: str = "easy", risk: str = "robust"
+) -> Rule:
+    """Returns mixing strengths from the validation risk `r` of each class.
+
+    The strength, a factor of `mixing.probability`, is `clip(1 + gain a, 0, 2)` with the
+    advantage `a` of mixing the class. It needs a mixing to act on; with a probability of 0.5
+    the whole range has an effect, and the mean strength stays that of uniform mixing.
+
+    * `signal="easy"`: `a = mean(r) - r`, more mixing for the classes that do well. It gives
+      up some of their accuracy and moves the boundary in favour of the others.
+    * `signal="boundary"`: `a = (r - mean(r)) (1 - min(z^2, 4))` with `z = Phi^-1(r)`.
+
+    Derivation (docs/theory.md, S13). In the two-class Gaussian model mixing multiplies a
+    class's variance by `s < 1`. The optimal boundary is where the densities are equal, and
+    there `d log density / d s = (z^2 - 1) / 2`. So mixing a class a little more pushes the
+    boundary towards it if `z^2 > 1`, a training risk below 15.9 % (or above 84.1 %), and away
+    from it, in its favour, otherwise. Mixing an easy class narrows the gap in the first case
+    and mixing a hard class in the second; `"boundary"` has that sign for every risk, `"easy"`
+    only where the easy classes' risk is below 15.9 %. With more classes or another model than
+    a linear one both are conjectures.
+
+    Guarantees: `gain = 0` is `none`; equal risks give ones, so the rule rests once it has won.
+    Classes without validation examples keep the strength 1.
+
+    Args:
+      num_classes: `K`.
+      gain: strength per unit of advantage, at least 0.
+      signal: `"easy"` or `"boundary"`.
+      risk: `"robust"` or `"clean"`, which validation risk is read.
+
+    Raises:
+      ValueError: unknown signal or risk, or `gain` is negative.
+    """
+    if signal not in ("easy", "boundary"):
+        raise ValueError(f"rule.signal={signal!r} is unknown; choose easy or boundary")
+    if risk not in ("robust", "clean"):
+        raise ValueError(f"rule.risk={risk!r} is unknown; choose robust or clean")
+    if not gain >= 0:
+        raise ValueError(f"rule.gain={gain} is negative; give 0 or more")
+
+    def update(state: Array, statistics: EpochStatistics) -> Array:
+        del state
+        counts = getattr(statistics, risk)
+        present = counts.total > 0
+        risks = jnp.where(present, 1 - accuracy(counts), 0.0)
+        number = jnp.maximum(jnp.sum(present).astype(jnp.float32), 1.0)
+        excess = risks - jnp.sum(risks) / number
+        advantage = -excess if signal == "easy" else excess * _favour(risks)
+        return jnp.where(present, jnp.clip(1 + gain * advantage, 0.0, _LARGEST), 1.0)
+
+    return Rule(
+        lambda: jnp.ones(num_classes),
+        lambda state: knobs(num_classes, mixing=state),
+        sets=("mixing",),
+        reads=(risk,),
+        update=update,
+    )
+
+
+def _favour(risks: Array) -> Array:
+    """How much a class gains from being mixed: positive for risks in (15.9 %, 84.1 %)."""
+    z = jax.scipy.stats.norm.ppf(jnp.clip(risks, 1e-4, 1 - 1e-4))
+    return 1 - jnp.minimum(z**2, 4.0)

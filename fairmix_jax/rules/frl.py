@@ -1,0 +1,103 @@
+"""FRL: fair robust learning by reweighting, and by larger radii for hard classes."""
+
+import jax.numpy as jnp
+
+from fairmix_jax.class_statistics import accuracy
+from fairmix_jax.rules import knobs
+from fairmix_jax.types import Array, EpochStatistics, Rule, Source
+
+SOURCE = Source("Xu et al. 2021, arXiv 2010.06121", "hannxu123/fair_robust", "none")
+
+
+def make(
+    num_classes: int,
+    *,
+    tolerance: float = 0.07,
+    rate: float = 0.05,
+    radius_rate: float = 0.2,
+    limit: float = 0.5,
+    halve_every: int = 40,
+) -> Rule:
+    """Returns multipliers that grow where a class violates a bound on its excess error.
+
+    After a validation, with `g0 = e - mean(e) - tolerance` the excess clean error of each
+    class and `g1 = b - mean(b) - tolerance` the excess boundary error (clean minus robust
+    accuracy):
+
+        m0 <- cap(max(m0 + rate g0, 0))       m1 <- cap(max(m1 + 2 rate g1, 0))
+        m2 <- m2 + radius_rate g1
+
+    where `cap` scales a sum above `limit` down to it. `1 + K m0 - sum(m0)` weighs the clean
+    loss, the same of `m1` the robust one, and `clip(exp(2 m2), 0.98, 3)` is the radius; the
+    step size of all classes follows the largest radius. Means are over all examples.
+
+    Guarantees: the mean weight is 1; with `limit <= 1` no weight is negative; with both
+    rates 0 it is `none`. `radius_rate=0, tolerance=0.1` is the paper's "Reweight", the
+    default its "Reweight + Remargin". For bases without a robust term `m1` has no effect.
+
+    Where we differ from the official code: it divides by the weights' mean over the batch,
+    we by that over the classes; it validates before the first epoch too.
+
+    Args:
+      num_classes: `K`.
+      tolerance: accepted excess of both errors.
+      rate: of the loss multipliers; halved after every `halve_every` epochs.
+      radius_rate: of the radius multipliers.
+      limit: largest sum of the multipliers of a loss, in (0, 1].
+      halve_every: in epochs.
+
+    Raises:
+      ValueError: `limit` is outside (0, 1].
+
+    Reference: Xu et al. 2021, arXiv 2010.06121; formulas as described from the official code.
+    """
+    if not 0 < limit <= 1:
+        raise ValueError(f"rule.limit={limit} is outside (0, 1]; the paper's value is 0.5")
+
+    def init() -> dict[str, Array]:
+        return {name: jnp.zeros(num_classes) for name in ("clean", "robust", "radius")}
+
+    def weight(multiplier: Array) -> Array:
+        return 1 + num_classes * multiplier - jnp.sum(multiplier)
+
+    def cap(multiplier: Array) -> Array:
+        multiplier = jnp.maximum(multiplier, 0.0)
+        total = jnp.sum(multiplier)
+        return jnp.where(
+            total > limit, multiplier * (limit / jnp.maximum(total, limit)), multiplier
+        )
+
+    def to_knobs(state):
+        clean, robust = weight(state["clean"]), weight(state["robust"])
+        radius = jnp.clip(jnp.exp(2 * state["radius"]), 0.98, 3.0)
+        return knobs(
+            num_classes,
+            loss_weight=clean,
+            beta=robust / jnp.maximum(clean, 1e-6),
+            radius=radius,
+            step_size=jnp.full(num_classes, jnp.max(radius)),
+        )
+
+    def excess(errors: Array, total: Array) -> Array:
+        mean = jnp.sum(errors * total) / jnp.maximum(jnp.sum(total), 1.0)
+        return jnp.where(total > 0, errors - mean - tolerance, 0.0)
+
+    def update(state, statistics: EpochStatistics):
+        total = statistics.clean.total.astype(jnp.float32)
+        clean, robust = accuracy(statistics.clean), accuracy(statistics.robust)
+        clean_excess, boundary_excess = excess(1 - clean, total), excess(clean - robust, total)
+        halvings = (statistics.epoch // halve_every).astype(jnp.float32)
+        step = rate * 0.5**halvings
+        return {
+            "clean": cap(state["clean"] + step * clean_excess),
+            "robust": cap(state["robust"] + 2 * step * boundary_excess),
+            "radius": state["radius"] + radius_rate * boundary_excess,
+        }
+
+    return Rule(
+        init,
+        to_knobs,
+        sets=("loss_weight", "beta", "radius", "step_size"),
+        reads=("clean", "robust"),
+        update=update,
+    )

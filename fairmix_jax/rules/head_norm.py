@@ -1,0 +1,56 @@
+"""Head normalisation: equal norms of the last layer's rows, after training."""
+
+import jax
+import jax.numpy as jnp
+
+from fairmix_jax.rules import knobs
+from fairmix_jax.types import Array, Params, Rule, Source, Weights
+
+SOURCE = Source("OpenReview submission on the implicit bias of class-wise disparity (rejected)")
+
+
+def make(num_classes: int, *, to: str = "one") -> Rule:
+    """Returns a rule that leaves training alone and normalises the head of what is evaluated.
+
+    Each class's row of the last linear layer is divided by its norm; biases stay. The rows'
+    norms are said to follow the classes' robust accuracy; this takes that away for free.
+
+    Guarantees: with `to="mean"` and rows of equal norm the weights stay, up to rounding.
+
+    Args:
+      num_classes: `K`.
+      to: the common norm, `"one"` or `"mean"`, the rows' mean, which keeps the scale of the
+        logits beside the biases.
+
+    Raises:
+      ValueError: unknown `to`; or, on use, the parameters hold no such layer, or several.
+
+    Reference: abstract and reviews only were read.
+    """
+    if to not in ("one", "mean"):
+        raise ValueError(f"rule.to={to!r} is unknown; choose one or mean")
+
+    def finish(weights: Weights) -> Weights:
+        def normalised(path, leaf: Array) -> Array:
+            if path != head:
+                return leaf
+            norms = jnp.linalg.norm(leaf, axis=0)
+            target = jnp.mean(norms) if to == "mean" else jnp.ones(())
+            return leaf * (target / jnp.where(norms > 0, norms, 1.0))
+
+        head = _head(weights.params, num_classes)
+        return weights._replace(params=jax.tree_util.tree_map_with_path(normalised, weights.params))
+
+    return Rule(lambda: (), lambda state: knobs(num_classes), finish=finish)
+
+
+def _head(params: Params, num_classes: int):
+    """The path of the only matrix with a column for each class."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    found = [path for path, leaf in leaves if leaf.ndim == 2 and leaf.shape[1] == num_classes]
+    if len(found) != 1:
+        raise ValueError(
+            f"rule.name='head_norm' found {len(found)} layers with {num_classes} outputs; "
+            "it needs a model with exactly one"
+        )
+    return found[0]

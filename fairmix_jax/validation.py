@@ -1,0 +1,126 @@
+"""What is measured on the validation set between two epochs."""
+
+from collections.abc import Collection
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fairmix_jax import attacks, class_statistics, evaluate
+from fairmix_jax.data import batches
+from fairmix_jax.experiment import Experiment
+from fairmix_jax.types import (
+    Base,
+    Batch,
+    ClassCounts,
+    ClassStatistics,
+    Key,
+    StepInput,
+    Weights,
+)
+
+
+class Measured(NamedTuple):
+    """Counts of a validation, clean and under PGD with the training attack's step size."""
+
+    clean: ClassCounts
+    robust: ClassCounts
+
+
+class Seen(NamedTuple):
+    """What was measured of the current weights, `None` where nothing reads it."""
+
+    counts: Measured | None
+    base: ClassStatistics | None
+
+
+class Validator:
+    """Measures weights on the validation set; every validation draws the same noise.
+
+    Args:
+      experiment: data, model and threat.
+      base: the base with the model in evaluation mode, see `trainer.Trainer.frozen_base`.
+      num_steps, step_size: of PGD.
+      seed: of the noise.
+      batch_size: changes nothing but memory and time.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        base: Base,
+        *,
+        num_steps: int,
+        step_size: float,
+        seed: int,
+        batch_size: int,
+    ):
+        self._seed, self._batch_size = seed, batch_size
+        self._split = batches.to_device(experiment.validation)
+        self._num_classes = len(experiment.dataset.class_names)
+        attack = partial(
+            attacks.pgd,
+            threat=experiment.threat,
+            num_steps=num_steps,
+            step_size=step_size,
+        )
+        self._counters = [
+            evaluate.make_counter(experiment.model.apply, kind, self._num_classes)
+            for kind in (None, attack)
+        ]
+        self._base_counter = jax.jit(partial(_base_statistics, base, self._num_classes))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no validation set."""
+        return not len(self._split.labels)
+
+    def counts(self, weights: Weights) -> Measured:
+        """Returns clean and robust counts."""
+        return Measured(*(self._sum(counter, weights) for counter in self._counters))
+
+    def read(self, weights: Weights, reads: Collection[str]) -> Seen:
+        """Returns what `reads` names of `VALIDATION`; base means the base's own attack."""
+        counts = self.counts(weights) if {"clean", "robust"} & set(reads) else None
+        base = self._sum(self._base_counter, weights) if "base" in reads else None
+        return Seen(counts, base)
+
+    def filled(self, seen: Seen) -> tuple[Measured, ClassStatistics]:
+        """Returns what was seen, with zeros for what was not."""
+        none = class_statistics.zeros(self._num_classes)
+        counts = Measured(none.counts, none.counts) if seen.counts is None else seen.counts
+        return counts, none if seen.base is None else seen.base
+
+    def _sum(self, counter, weights: Weights):
+        key = jax.random.key(self._seed)
+        return evaluate.count_split(counter, weights, self._split, key, batch_size=self._batch_size)
+
+
+def _base_statistics(
+    base: Base, num_classes: int, weights: Weights, batch: Batch, key: Key
+) -> ClassStatistics:
+    ones = jnp.ones(batch.labels.shape)
+    targets = jax.nn.one_hot(batch.labels, num_classes)
+    inputs = StepInput(
+        batch.images, targets, batch.labels, radius=ones, step_size=ones, beta=ones,
+        index=batch.index,
+    )  # fmt: skip
+    adversarial = base.attack(*weights, key, inputs)
+    result = base.loss(*weights, inputs, adversarial)
+    return class_statistics.measure(result.logits, result.losses, batch, num_classes=num_classes)
+
+
+def overfits_single_step(seen: Seen) -> bool:
+    """Whether the network withstands its own one-step attack, but not PGD.
+
+    True if PGD leaves less than half the accuracy that the base's attack leaves, on the same
+    validation images. Sound single-step training keeps the two within a few points; after
+    catastrophic overfitting PGD leaves next to nothing (Wong et al. 2020, arXiv 2001.03994).
+    The half is our choice.
+    """
+    if seen.counts is None or seen.base is None:
+        return False
+    own, pgd = (int(np.sum(counts.correct)) for counts in (seen.base.counts, seen.counts.robust))
+    return pgd < 0.5 * own

@@ -56,9 +56,7 @@ class Checkpoints:
         args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
         self._manager.save(step, args=args, force=True)
 
-    def restore_latest(
-        self, template: Any, *, set_aside: bool = True
-    ) -> tuple[Any, dict[str, Any]] | None:
+    def restore_latest(self, template: Any) -> tuple[Any, dict[str, Any]] | None:
         """Returns the newest sound checkpoint and its facts, or `None` if there is none.
 
         A checkpoint that cannot be read or whose content does not match its sha256 is set
@@ -66,17 +64,24 @@ class Checkpoints:
 
         Args:
           template: a pytree of arrays with the structure, shapes and types to expect.
-          set_aside: whether to do that; else one that does not fit is only passed over.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return self._restore(step, template)
             except Exception as error:
-                if not set_aside:
-                    continue
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 self._set_aside(step, reason)
         return None
+
+    def fits(self, template: Any) -> bool:
+        """Whether there is a checkpoint, and the newest one has a pytree's shapes and types."""
+        step = self._manager.latest_step()
+        if step is None:
+            return False
+        handlers = {"tree": ocp.StandardCheckpointHandler()}
+        with ocp.CheckpointManager(self._directory, item_handlers=handlers) as manager:
+            saved: Any = manager.item_metadata(step)
+        return saved.tree is not None and _layout(saved.tree.tree) == _layout(template)
 
     def _restore(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
         args = ocp.args.Composite(
@@ -98,3 +103,10 @@ class Checkpoints:
             target = self._directory / f"damaged-{step}-{number}"
         damaged.rename(target)
         self._manager = self._open()
+
+
+def _layout(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(leaf.shape), str(leaf.dtype))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

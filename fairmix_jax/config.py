@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fairmix_jax import plugins, suite
+from fairmix_jax import mixing, plugins, suite
 from fairmix_jax.data import COMMON_FIELDS
 from fairmix_jax.errors import UsageError
 
@@ -14,7 +14,7 @@ _CHOICES = {
     "attack.norm": ("linf", "l2"),
     "attack.batch_norm": ("eval", "train"),
     "hot_start.weights": ("best", "last"),
-    "mixing.name": ("none", "same_class", "cross_class"),
+    "mixing.name": mixing.NAMES,
     "mixing.law": ("dirichlet", "uniform"),
     "mixing.stage": ("before_attack", "after_attack", "hidden"),
     "optim.name": ("sgd", "adam"),

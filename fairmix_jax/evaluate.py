@@ -154,7 +154,11 @@ def load_weights(
     Raises:
       UsageError: `workdir` holds no sound checkpoint of them.
     """
-    restored = restore_weights(workdir, which, experiment, set_aside=True)
+    directory = workdir / "checkpoints" / which
+    restored = None
+    if directory.is_dir():
+        with Checkpoints(directory, max_to_keep=1) as checkpoints:
+            restored = checkpoints.restore_latest(weights_template(experiment))
     if restored is None:
         raise UsageError(
             f"evaluate.weights={which!r} are not in workdir={str(workdir)!r}; "
@@ -163,19 +167,7 @@ def load_weights(
     return restored
 
 
-def restore_weights(
-    workdir: Path, which: str, experiment: Experiment, *, set_aside: bool
-) -> tuple[Weights, dict[str, Any]] | None:
-    """As `load_weights`, but `None` where there are none.
-
-    Args:
-      workdir, which, experiment: as there.
-      set_aside: see `Checkpoints.restore_latest`.
-    """
-    directory = workdir / "checkpoints" / which
-    if not directory.is_dir():
-        return None
+def weights_template(experiment: Experiment) -> Weights:
+    """Returns zeros with the structure, shapes and types of the model's weights."""
     shapes = jax.eval_shape(lambda: Weights(*experiment.model.init(jax.random.key(0))))
-    template = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    with Checkpoints(directory, max_to_keep=1) as checkpoints:
-        return checkpoints.restore_latest(template, set_aside=set_aside)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

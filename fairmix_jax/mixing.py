@@ -28,6 +28,8 @@ class Mixed(NamedTuple):
     hidden: Callable[[Array], Array]
 
 
+NAMES = ("none", "same_class", "cross_class")
+
 Mixing = Callable[[Key, Array, Array, Array], Mixed]
 """`(key, images [B, H, W, C], labels [B], strength [K]) -> Mixed`; the key is consumed."""
 
@@ -61,8 +63,8 @@ def make(
       ValueError: unknown name or stage, weights that are not convex, or `class_strength` is
         not one number a class.
     """
-    if name not in ("none", "same_class", "cross_class"):
-        raise ValueError(f"mixing.name={name!r} is unknown; choose none, same_class, cross_class")
+    if name not in NAMES:
+        raise ValueError(f"mixing.name={name!r} is unknown; choose one of {', '.join(NAMES)}")
     if stage not in ("before_attack", "after_attack", "hidden"):
         raise ValueError(
             f"mixing.stage={stage!r} is unknown; choose before_attack, after_attack, hidden"

@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fairmix_jax.errors import UsageError
+from fairmix_jax.types import Source
 
 _SECTION = {
     "data": "data",
@@ -48,6 +49,12 @@ def load(axis: str, name: str) -> Callable[..., Any]:
             f"{_SECTION[axis]}.name={name!r} is unknown; choose one of {', '.join(names(axis))}"
         )
     return _module(axis, name).make
+
+
+def source(axis: str, name: str) -> Source:
+    """Returns where a member comes from, its `SOURCE`; empty if its file does not say."""
+    load(axis, name)
+    return getattr(_module(axis, name), "SOURCE", Source("not stated"))
 
 
 def parameters(axis: str, name: str) -> dict[str, Any]:

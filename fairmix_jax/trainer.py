@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from fairmix_jax import evaluate, mixing, optim, plugins
+from fairmix_jax.checkpoint import Checkpoints
 from fairmix_jax.data import batches
 from fairmix_jax.errors import UsageError
 from fairmix_jax.experiment import Experiment
@@ -75,8 +76,11 @@ def hot_start(config: ConfigDict, experiment: Experiment) -> Weights | None:
     chosen = config.hot_start
     if not chosen.workdir:
         return None
-    directory = Path(chosen.workdir)
-    restored = evaluate.restore_weights(directory, chosen.weights, experiment, set_aside=False)
+    directory = Path(chosen.workdir) / "checkpoints" / chosen.weights
+    template, restored = evaluate.weights_template(experiment), None
+    if directory.is_dir():
+        with Checkpoints(directory, max_to_keep=1) as checkpoints:
+            restored = checkpoints.restore_latest(template) if checkpoints.fits(template) else None
     if restored is None:
         raise UsageError(
             f"hot_start.workdir={chosen.workdir!r} holds no {chosen.weights!r} weights of this "

@@ -7,53 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import assemble, run, tiny
 
-from configs import digits
 from fairmix_jax import config as config_lib
 from fairmix_jax import optim, plugins, train
-from fairmix_jax import trainer as trainer_lib
 from fairmix_jax.checkpoint import digest
-from fairmix_jax.data import batches
 from fairmix_jax.errors import Interrupted, UsageError
 from fairmix_jax.experiment import build
 from fairmix_jax.training_attack import TrainingAttack
 from fairmix_jax.types import Batch, StepInput, ThreatModel, Weights
-
-TOTAL_STEPS = 20
-
-
-def tiny(**changes):
-    """The digits config, shrunk, with dotted fields changed."""
-    config = digits.get_config("smoke").unlock()
-    config.model.width = 8
-    config.batch_size = 40
-    config.data.num_train = 250
-    config.attack.num_steps = 2
-    config.validation.num_steps = 2
-    with config.ignore_type():
-        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    return config
-
-
-def assemble(config):
-    experiment = build(config)
-    trainer = trainer_lib.assemble(
-        config, experiment, total_steps=TOTAL_STEPS, key=jax.random.key(0)
-    )
-    split = batches.to_device(experiment.train)
-    return trainer, [
-        batches.take(split, np.arange(n, n + 40, dtype=np.int32), 40) for n in (0, 40, 80)
-    ]
-
-
-def run(config, *, copies=1):
-    trainer, data = assemble(config)
-    chex.clear_trace_counter()  # it counts by name, over all steps of this process
-    step = jax.jit(chex.assert_max_traces(trainer.train_step, n=1))
-    state = trainer.initial_state
-    for batch in data * copies:
-        state, metrics = step(state, batch, jax.random.key(7))
-    return trainer.initial_state, state, metrics
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def make(num_classes: int, *, to: str = "one") -> Rule:
         def normalised(path, leaf: Array) -> Array:
             if path != head:
                 return leaf
-            norms = jnp.linalg.norm(leaf, axis=0)
+            norms = jnp.linalg.norm(leaf, axis=0, keepdims=True)
             target = jnp.mean(norms) if to == "mean" else jnp.ones(())
             return leaf * (target / jnp.where(norms > 0, norms, 1.0))
 

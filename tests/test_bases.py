@@ -1,0 +1,275 @@
+"""Base losses by hand and by reduction; the attack inside them; weight perturbation."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import assemble, run, tiny
+
+from fairmix_jax import awp, mixing, plugins
+from fairmix_jax.checkpoint import digest
+from fairmix_jax.experiment import build
+from fairmix_jax.rules import none
+from fairmix_jax.train_step import make_train_step
+from fairmix_jax.training_attack import TrainingAttack
+from fairmix_jax.types import Averaging, Base, BaseLoss, Batch, StepInput, ThreatModel, TrainState
+
+
+def pixels_are_logits(params, batch_stats, images, *, train, hidden=lambda x: x):
+    """A model without weights: image `[1, K, 1]` to logits `[K]`; counts training passes."""
+    logits = params["scale"] * hidden(images)[:, 0, :, 0]
+    return logits, batch_stats + 1 if train else batch_stats
+
+
+def inputs_of(images, labels, num_classes, **changes):
+    ones = jnp.ones(len(images))
+    targets = jax.nn.one_hot(labels, num_classes)
+    given = StepInput(images, targets, labels, radius=ones, step_size=ones, beta=ones)
+    return given._replace(**changes)
+
+
+def loss_by_hand(name, **options):
+    """Logits (0, 0) at x and (ln 3, 0) at x', class 0: p = (1/2, 1/2), p' = (3/4, 1/4)."""
+    attack = TrainingAttack(ThreatModel(bounds=(-9.0, 9.0)), num_steps=0, step_size=0.1)
+    base = plugins.load("bases", name)(pixels_are_logits, attack, **options)
+    clean = jnp.zeros((1, 1, 2, 1))
+    robust = clean.at[0, 0, 0, 0].set(jnp.log(3.0))
+    inputs = inputs_of(clean, jnp.asarray([0]), 2, beta=jnp.asarray([0.5]))
+    params = {"scale": jnp.ones(())}
+    return base.loss(params, jnp.zeros(()), inputs, robust)
+
+
+KL = 0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25)
+
+
+def test_trades_by_hand():
+    """Ln 2 + 6 x knob .5 x KL; two training passes, logits at x'."""
+    result = loss_by_hand("trades")
+    np.testing.assert_allclose(result.losses, [np.log(2) + 3 * KL], rtol=1e-6)
+    np.testing.assert_allclose(result.logits, [[np.log(3), 0]], rtol=1e-6)
+    assert result.batch_stats == 2
+    normal = loss_by_hand("trades", normalize=True)
+    np.testing.assert_allclose(normal.losses, [(np.log(2) + 3 * KL) / 4], rtol=1e-6)
+
+
+def test_mart_by_hand():
+    """CE(x') = -ln .75, wrong class at .25: -ln(1.0001 - .25); KL (1.0000001 - .5) x 5 x .5."""
+    result = loss_by_hand("mart")
+    expected = -np.log(0.75) - np.log(0.7501) + 2.5 * KL * 0.5000001
+    np.testing.assert_allclose(result.losses, [expected], rtol=1e-6)
+    assert result.batch_stats == 2
+
+
+def test_trades_gradient_can_stop_at_the_clean_argument():
+    """d/ds KL(p(s x) || p(s x')) has a part through p unless that is held."""
+
+    def gradient(**options):
+        attack = TrainingAttack(ThreatModel(bounds=(-9.0, 9.0)), num_steps=0, step_size=0.1)
+        base = plugins.load("bases", "trades")(pixels_are_logits, attack, **options)
+        clean = jnp.asarray([[[[1.0], [0.0]]]])
+        inputs = inputs_of(clean, jnp.asarray([0]), 2)
+
+        def loss(scale):
+            return base.loss({"scale": scale}, jnp.zeros(()), inputs, 2 * clean).losses[0]
+
+        return float(jax.grad(loss)(jnp.ones(())))
+
+    p, q = (1 / (1 + np.exp(-x)) for x in (1.0, 2.0))
+    through_robust = 2 * (q - p)
+    through_clean = p * (1 - p) * (np.log(p / q) - np.log((1 - p) / (1 - q)))
+    clean = p - 1
+    assert gradient() == pytest.approx(clean + 6 * (through_robust + through_clean), rel=1e-5)
+    assert gradient(clean_gradient=False) == pytest.approx(clean + 6 * through_robust, rel=1e-5)
+
+
+def assert_same_training(one, other, atol=1e-5):
+    chex.assert_trees_all_close(run(one)[1].params, run(other)[1].params, atol=atol)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(base__name="trades", base__beta=0.0),
+        dict(base__name="trades", attack__epsilon=0.0),
+        dict(base__name="fgsm_rs", attack__epsilon=0.0),
+        dict(base__name="n_fgsm", attack__epsilon=0.0),
+        dict(base__name="pgd_at", attack__epsilon=0.0, attack__batch_norm="train"),
+    ],
+)
+def test_without_a_robust_term_or_radius_a_base_is_standard(changes):
+    assert_same_training(tiny(**changes), tiny(base__name="standard"))
+
+
+def test_mart_without_divergence_is_its_boosted_loss():
+    """Beta 0 and radius 0 agree with each other, and not with the plain cross-entropy."""
+    without_beta = tiny(base__name="mart", base__beta=0.0, attack__epsilon=0.0)
+    assert_same_training(without_beta, tiny(base__name="mart", attack__epsilon=0.0))
+    standard = run(tiny(base__name="standard"))[2].loss
+    assert float(run(without_beta)[2].loss) > float(standard)
+
+
+def test_fgsm_rs_is_one_pgd_step_of_its_size():
+    one_step = tiny(attack__num_steps=1, attack__step_size=1.25 * 0.2)
+    assert digest(run(one_step)[1].params) == digest(run(tiny(base__name="fgsm_rs"))[1].params)
+
+
+@pytest.mark.parametrize("noise, step, reach", [(2.0, 1.0, 3.0), (0.0, 1.0, 1.0)])
+def test_n_fgsm_leaves_the_ball_but_not_the_bounds(rng, noise, step, reach):
+    threat = ThreatModel(epsilon=0.1)
+    attack = TrainingAttack(threat, num_steps=10, step_size=0.01)
+    base = plugins.load("bases", "n_fgsm")(pixels_are_logits, attack, noise=noise, step=step)
+    images = jnp.asarray(rng.uniform(0, 1, (200, 1, 3, 1)), jnp.float32)
+    inputs = inputs_of(images, jnp.zeros(200, jnp.int32), 3)
+    params = {"scale": jnp.ones(())}
+    offset = base.attack(params, jnp.zeros(()), jax.random.key(0), inputs) - images
+    largest = float(jnp.max(jnp.abs(offset)))
+    assert 0.8 * reach * 0.1 < largest <= reach * 0.1 + 1e-6
+    assert float(jnp.min(images + offset)) >= 0 and float(jnp.max(images + offset)) <= 1
+    assert base.single_step
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A small CNN with batch norm after three steps, and forty images."""
+    config = tiny()
+    model, (_, data) = build(config).model, assemble(config)
+    _, state, _ = run(config)
+
+    def apply(images, *, train):
+        return model.apply(state.params, state.batch_stats, images, train=train)
+
+    return apply, data[0]
+
+
+def attacked(network, batch, *, start="none", key=0, inputs=None, **options):
+    attack = TrainingAttack(ThreatModel(epsilon=0.2), num_steps=1, step_size=0.05, **options)
+    inputs = inputs_of(batch.images, batch.labels, 10) if inputs is None else inputs
+    return jax.jit(lambda: attack(network, jax.random.key(key), inputs, start=start))()
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_one_step_follows_the_gradient_of_the_chosen_batch_norm(network, mode):
+    apply, batch = network
+
+    def total(images):
+        logits, _ = apply(images, train=mode == "train")
+        return -jnp.sum(jax.nn.log_softmax(logits) * jax.nn.one_hot(batch.labels, 10))
+
+    gradient = jax.grad(total)(batch.images)
+    expected = jnp.clip(batch.images + 0.05 * jnp.sign(gradient), 0, 1)
+    found = attacked(apply, batch, batch_norm=mode)
+    is_clear = jnp.abs(gradient) > 1e-4 * jnp.max(jnp.abs(gradient))
+    np.testing.assert_allclose(found[is_clear], expected[is_clear], atol=1e-6)
+
+
+def test_examples_are_coupled_by_training_batch_norm_only(network):
+    apply, batch = network
+    other = batch._replace(images=batch.images.at[1:].set(0.5))
+    for mode, is_same in (("eval", True), ("train", False)):
+        pair = [attacked(apply, b, batch_norm=mode, start="uniform")[0] for b in (batch, other)]
+        assert bool(jnp.allclose(*pair, atol=1e-6)) == is_same
+
+
+@pytest.mark.parametrize("start, largest", [("none", 0.0), ("normal", 0.006), ("uniform", 0.2)])
+def test_starts(network, start, largest):
+    apply, batch = network
+    attack = TrainingAttack(ThreatModel(epsilon=0.2, bounds=(-9.0, 9.0)), 0, 0.1)
+    inputs = inputs_of(batch.images, batch.labels, 10)
+    found = attack(apply, jax.random.key(3), inputs, start=start) - batch.images
+    assert float(jnp.max(jnp.abs(found))) <= largest + 1e-6
+    if largest:
+        assert float(jnp.max(jnp.abs(found))) > 0.6 * largest
+        assert abs(float(jnp.mean(found))) < 0.1 * largest
+
+
+def test_radius_and_step_size_are_those_of_the_class(network):
+    apply, batch = network
+    factors = jnp.linspace(0, 2, 40)
+    inputs = inputs_of(batch.images, batch.labels, 10, radius=factors, step_size=10 * factors)
+    moved = jnp.abs(attacked(apply, batch, inputs=inputs) - batch.images).max((1, 2, 3))
+    np.testing.assert_allclose(moved, 0.2 * factors, atol=1e-6)  # steps of ten radii at most
+    inputs = inputs._replace(radius=jnp.ones(40), step_size=factors)
+    moved = jnp.abs(attacked(apply, batch, inputs=inputs) - batch.images).max((1, 2, 3))
+    np.testing.assert_allclose(moved, 0.05 * factors, atol=1e-6)
+
+
+def test_targets_are_approached_and_the_rest_is_attacked_as_ever(network):
+    apply, batch = network
+    towards = jnp.where(jnp.arange(40) < 20, (batch.labels + 3) % 10, -1)
+    found = attacked(apply, batch, targets=lambda key, probabilities, labels: towards)
+    plain = attacked(apply, batch)
+    np.testing.assert_allclose(found[20:], plain[20:], atol=1e-6)
+
+    def probability(images):
+        scores = jax.nn.softmax(apply(images, train=False)[0])
+        return jnp.take_along_axis(scores, jnp.maximum(towards, 0)[:, None], axis=1)[:20]
+
+    assert float(jnp.mean(probability(found) - probability(plain))) > 0
+    assert float(jnp.min(probability(found) - probability(batch.images))) > 0
+
+
+@pytest.mark.parametrize("field", ["batch_norm", "start"])
+def test_unknown_choices_are_named(network, field):
+    apply, batch = network
+    with pytest.raises(ValueError, match=f"{field}='x' is unknown"):
+        attacked(apply, batch, **{field: "x"})
+
+
+def test_awp_moves_each_matrix_by_gamma_of_its_length(rng):
+    params = {"kernel": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32), "bias": jnp.ones(4)}
+    gradient = {"kernel": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32), "bias": jnp.ones(4)}
+    moved = awp.perturb(params, gradient, gamma=0.01)
+    offset = moved["kernel"] - params["kernel"]
+    assert float(jnp.linalg.norm(offset)) == pytest.approx(
+        0.01 * float(jnp.linalg.norm(params["kernel"])), rel=1e-3
+    )
+    chex.assert_trees_all_equal(moved["bias"], params["bias"])
+    chex.assert_trees_all_equal(awp.perturb(params, gradient, gamma=0.0), params)
+    nothing = jax.tree.map(jnp.zeros_like, gradient)
+    chex.assert_trees_all_equal(awp.perturb(params, nothing, gamma=0.01), params)
+
+
+@pytest.mark.parametrize("proxy_rate", [1e-3, 0.1, 10.0])
+def test_awp_is_a_proxy_step_rescaled_whatever_its_rate(rng, proxy_rate):
+    """The original: proxy = w + rate g, then w + gamma (proxy - w) ||w|| / ||proxy - w||."""
+    weight, gradient = (rng.normal(size=(5, 6)) for _ in range(2))
+    step = (weight + proxy_rate * gradient) - weight
+    expected = weight + 0.01 * step * np.linalg.norm(weight) / np.linalg.norm(step)
+    ours = awp.perturb(*(jnp.asarray(a, jnp.float32) for a in (weight, gradient)), gamma=0.01)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_awp_of_gamma_zero_and_before_its_warmup_is_the_base():
+    plain = run(tiny())[1].params
+    chex.assert_trees_all_close(run(tiny(awp__gamma=0.0))[1].params, plain, atol=0)
+    waiting = tiny(awp__gamma=0.01, awp__warmup_epochs=1)
+    chex.assert_trees_all_close(run(waiting)[1].params, plain, atol=1e-6)
+    assert digest(run(tiny(awp__gamma=0.01))[1].params) != digest(plain)
+
+
+def test_awp_steps_from_the_weights_with_the_gradient_of_the_shifted_ones():
+    """By hand for one matrix: loss x^2 / 2, decay and rate as given to the optimizer."""
+
+    def loss(params, batch_stats, inputs, images):
+        value = jnp.full(2, 0.5 * jnp.sum(params**2))
+        return BaseLoss(value, jnp.zeros((2, 2)), batch_stats)
+
+    tx = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1))
+    step = make_train_step(
+        augment=lambda key, images: images,
+        mixing=mixing.make("none", 2),
+        base=Base(lambda params, stats, key, inputs: inputs.images, loss),
+        rule=none.make(2),
+        averaging=Averaging(lambda w: (), lambda a, w, s: a, lambda a, w: w),
+        tx=tx,
+        awp_gamma=0.1,
+    )
+    params = jnp.asarray([[3.0, 4.0]])
+    state = TrainState(jnp.asarray(0, jnp.int32), params, (), tx.init(params), (), ())
+    index = jnp.arange(2)
+    batch = Batch(jnp.zeros((2, 1, 1, 1)), index, index, jnp.ones(2, bool))
+    state, _ = step(state, batch, jax.random.key(0))
+    shifted = params * 1.1  # w + gamma ||w|| g / ||g|| with g = w
+    np.testing.assert_allclose(state.params, params - 0.1 * (shifted + 0.5 * shifted), rtol=1e-6)

@@ -1,0 +1,217 @@
+"""From one epoch to the next: draws, rules, averages, hot starts, and what is reported of them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+from scipy import stats
+from statistics_of_classes import class_statistics
+from tiny import assemble, tiny
+
+from fairmix_jax import plugins, train, validation
+from fairmix_jax.checkpoint import Checkpoints, digest
+from fairmix_jax.data import batches
+from fairmix_jax.errors import UsageError
+from fairmix_jax.experiment import build
+from fairmix_jax.types import ClassCounts, Weights
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("frequencies", [[1.0, 1.0, 1.0], [2.0, 1.0, 0.0], [0.5, 0.2, 3.0]])
+def test_draws_follow_the_frequencies_and_are_uniform_within_a_class(frequencies):
+    """Chi-square over all rows: each is drawn in proportion to its class's frequency."""
+    labels = jnp.asarray([0] * 5 + [1] * 10 + [2] * 15, jnp.int32)[jnp.asarray([*range(30)][::-1])]
+    classes = batches.by_class(labels, 3)
+    rows = batches.draw(jax.random.key(0), classes, jnp.asarray(frequencies), size=30_000)
+    weight = np.asarray(frequencies)[np.asarray(labels)]
+    times = np.bincount(rows, minlength=30)
+    assert not times[weight == 0].any()
+    drawn = weight > 0
+    expected = 30_000 * weight[drawn] / weight.sum()
+    assert 1e-4 < stats.chisquare(times[drawn], expected).pvalue < 1 - 1e-4
+
+
+def test_a_class_that_does_not_exist_is_not_drawn():
+    classes = batches.by_class(jnp.asarray([2, 0, 2], jnp.int32), 4)
+    rows = batches.draw(jax.random.key(0), classes, jnp.ones(4), size=100)
+    assert set(np.asarray(rows).tolist()) == {0, 1, 2}
+
+
+def test_a_rule_that_samples_changes_what_is_seen(tmp_path):
+    """Class 0 is always wrong for the rule: with a large rate it takes gamma's complement."""
+    config = tiny(rule__name="cfol", rule__learning_rate=10.0, total_epochs=2)
+    train.fit(config, build(config), tmp_path)
+    frequencies = np.asarray([metrics(tmp_path)[-1][f"rule/sampling/class_{n}"] for n in range(10)])
+    assert frequencies.max() > 3 and frequencies.sum() == pytest.approx(10, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["frl", "wat", "fairmix_adaptive"])
+def test_rules_are_told_of_the_current_weights_after_each_validation(name, tmp_path):
+    """With a slow average the validated weights differ; every second epoch is told of."""
+    config = tiny(rule__name=name, averaging__decay=0.99, total_epochs=4)
+    config.validation.every_epochs = 2
+    train.fit(config, build(config), tmp_path)
+    lines = metrics(tmp_path)
+    knobs = [{k: v for k, v in line.items() if k.startswith("rule/")} for line in lines]
+    assert len(knobs) == 4
+    assert knobs[0] != knobs[1] == knobs[2] != knobs[3]
+
+
+def test_without_validation_data_such_a_rule_rests_and_others_do_not(tmp_path):
+    for name, moves in (("frl", False), ("cfa", True)):
+        config = tiny(rule__name=name, total_epochs=2, data__val_fraction=0.0)
+        config.evaluate.weights = "last"
+        if name == "cfa":
+            config.rule.warmup_epochs = 0
+        train.fit(config, build(config), tmp_path / name)
+        line = metrics(tmp_path / name)[-1]
+        radii = {v for k, v in line.items() if k.startswith("rule/radius")}
+        assert (radii != {1.0}) == moves
+
+
+def fawa(decay=0.5, threshold=0.4):
+    return plugins.load("averaging", "fawa")(decay=decay, threshold=threshold)
+
+
+def weights(value):
+    return Weights({"w": jnp.asarray(value)}, {"mean": jnp.asarray(10 * value)})
+
+
+def counts(*correct):
+    total = jnp.full(len(correct), 10, jnp.int32)
+    return ClassCounts(total, jnp.asarray(correct, jnp.int32))
+
+
+def test_fawa_by_hand():
+    """Worst classes .3, .4, .2, .9 against .4: takes in 2, then 4: 2, 2, (2 + 4) / 2 = 3."""
+    averaging = fawa()
+    average = averaging.init(weights(0.0))
+    seen = []
+    for value, robust in ((1.0, (3, 9)), (2.0, (4, 9)), (3.0, (9, 2)), (4.0, (9, 9))):
+        average = averaging.update(average, weights(value), jnp.asarray(1))
+        average = averaging.end_epoch(average, weights(value), counts(*robust))
+        chosen = averaging.weights(average, weights(value))
+        seen.append((float(chosen.params["w"]), float(chosen.batch_stats["mean"])))
+    assert seen == [(1, 10), (2, 20), (2, 20), (3, 30)]
+
+
+def test_fawa_that_takes_in_everything_and_remembers_nothing_is_no_averaging(tmp_path):
+    ends = []
+    for changes in (
+        dict(averaging__name="fawa", averaging__decay=0.0, averaging__threshold=0.0),
+        dict(averaging__name="none", averaging__decay=None),
+    ):
+        config = tiny(total_epochs=2, **changes)
+        config.validation.every_epochs = 1
+        workdir = tmp_path / config.averaging.name
+        train.fit(config, build(config), workdir)
+        ends.append(metrics(workdir)[-1]["val_robust/average"])
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("options", [dict(decay=1.0), dict(threshold=1.5)])
+def test_fawa_names_wrong_numbers(options):
+    (field,) = options
+    with pytest.raises(ValueError, match=f"averaging.{field}="):
+        fawa(**options)
+
+
+@pytest.mark.parametrize(
+    "single, pgd, is_overfitted", [(90, 5, True), (60, 52, False), (60, 29, True), (0, 0, False)]
+)
+def test_catastrophic_overfitting_is_a_gap_between_the_two_attacks(single, pgd, is_overfitted):
+    none = np.zeros(2)
+    base = class_statistics([50, 50], [single // 2] * 2, none, none, np.zeros((2, 2)))
+    robust = ClassCounts(base.counts.total, jnp.asarray([pgd - pgd // 2, pgd // 2], jnp.int32))
+    seen = validation.Seen(validation.Measured(base.counts, robust), base)
+    assert validation.overfits_single_step(seen) == is_overfitted
+
+
+@pytest.mark.parametrize("name", ["fgsm_rs", "n_fgsm"])
+def test_single_step_bases_report_both_accuracies(name, tmp_path):
+    config = tiny(base__name=name, total_epochs=1)
+    train.fit(config, build(config), tmp_path)
+    (line,) = metrics(tmp_path)
+    assert line["catastrophic_overfitting"] == 0.0
+    assert 0 <= line["val_single_step/average"] <= 1
+
+
+def test_hot_start_begins_with_the_weights_of_another_run(tmp_path):
+    first = tiny(total_epochs=1)
+    train.fit(first, build(first), tmp_path / "first")
+    config = tiny(total_epochs=1, optim__learning_rate=0.0, averaging__decay=0.0)
+    config.hot_start.workdir = str(tmp_path / "first")
+    experiment = build(config)
+    train.fit(config, experiment, tmp_path / "second")
+    trainer, _ = assemble(config)
+    template = trainer.evaluated_weights(trainer.initial_state)
+    params = []
+    for name in ("first", "second"):
+        with Checkpoints(tmp_path / name / "checkpoints" / "last", max_to_keep=1) as saved:
+            params.append(digest(saved.restore_latest(template)[0].params))
+    assert params[0] == params[1]
+
+
+def test_hot_start_refuses_another_network_and_leaves_its_run_alone(tmp_path):
+    first = tiny(total_epochs=1)
+    train.fit(first, build(first), tmp_path / "first")
+    before = sorted(path.name for path in (tmp_path / "first").rglob("*"))
+    for changes in (dict(model__width=16), dict(hot_start__workdir=str(tmp_path / "nowhere"))):
+        config = tiny(total_epochs=1, **({"hot_start__workdir": str(tmp_path / "first")} | changes))
+        with pytest.raises(UsageError, match=r"hot_start\.workdir="):
+            train.fit(config, build(config), tmp_path / "second")
+    assert sorted(path.name for path in (tmp_path / "first").rglob("*")) == before
+    assert not (tmp_path / "nowhere").exists()
+
+
+DUMMY = '''
+"""A rule in a folder of its own: harder classes weigh more."""
+
+from fairmix_jax.class_statistics import accuracy
+from fairmix_jax.rules import knobs
+from fairmix_jax.types import Rule
+
+import jax.numpy as jnp
+
+
+def make(num_classes: int, *, slope: float = 1.0) -> Rule:
+    """Returns weights `1 + slope (mean accuracy - accuracy)` of the training batches."""
+
+    def update(state, statistics):
+        right = accuracy(statistics.train.counts)
+        return 1 + slope * (jnp.mean(right) - right)
+
+    return Rule(
+        init=lambda: jnp.ones(num_classes),
+        knobs=lambda state: knobs(num_classes, loss_weight=state),
+        sets=("loss_weight",),
+        reads=("train",),
+        update=update,
+    )
+'''
+
+
+def test_a_rule_is_added_by_one_new_file_anywhere_on_the_path(tmp_path):
+    assert len(DUMMY.strip().splitlines()) < 40
+    folder = tmp_path / "mine" / "fairmix_jax" / "rules"
+    folder.mkdir(parents=True)
+    (folder / "dummy.py").write_text(DUMMY)
+    command = [
+        sys.executable, "launch.py", "--config=configs/digits.py:smoke",
+        f"--workdir={tmp_path / 'run'}", "--config.rule.name=dummy", "--config.rule.slope=0.5",
+        "--config.data.num_train=250", "--config.attack.num_steps=1",
+        "--config.evaluate.num_examples=50",
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "mine")}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    weights = [metrics(tmp_path / "run")[-1][f"rule/loss_weight/class_{n}"] for n in range(10)]
+    assert np.mean(weights) == pytest.approx(1, abs=1e-5) and np.ptp(weights) > 0.01

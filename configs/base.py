@@ -96,6 +96,11 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.report = "classes"  # or gaussian: theory beside it
 
+    # --mode=benchmark: training steps of each member of the grid, in turns.
+    config.benchmark = ConfigDict()
+    config.benchmark.rounds = 15
+    config.benchmark.steps = 1  # a round
+
     # A grid to run instead of a single run: "field=value,value field=value,value".
     config.sweep = ""
     return config

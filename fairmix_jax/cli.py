@@ -21,7 +21,9 @@ EXIT_USAGE, EXIT_INTERRUPTED = 2, 75
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment: configs/NAME.py[:variant].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME[-variant].")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report"], "What to do.")
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "evaluate", "report", "benchmark"], "What to do."
+)
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
     "~/.cache/fairmix_jax",
@@ -52,7 +54,7 @@ def _run(argv: Sequence[str]) -> None:
     if _CACHE.value and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path(_CACHE.value).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    from fairmix_jax import report, study
+    from fairmix_jax import benchmark, report, study
 
     workdir = _workdir()
     if _MODE.value == "report":
@@ -63,6 +65,9 @@ def _run(argv: Sequence[str]) -> None:
     if _CONFIG.value is None:
         raise UsageError("--config is missing; give --config=configs/NAME.py")
     config_lib.check(_CONFIG.value)
+    if _MODE.value == "benchmark":
+        benchmark.run(_CONFIG.value, workdir)
+        return
     study.run(_CONFIG.value, workdir, with_training=_MODE.value == "train")
 
 

@@ -51,6 +51,7 @@ class EpochEnd:
             step_size=config.attack.step_size,
             seed=config.seed,
             batch_size=config.evaluate.batch_size,
+            base_batch_size=config.batch_size,
         )
         self._update = jax.jit(trainer.rule.update)
         self._end_epoch = jax.jit(trainer.averaging.end_epoch or (lambda average, *_: average))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fairmix_jax import mixup
-from fairmix_jax.types import Array, Key
+from fairmix_jax.types import Array, Key, Source
 
 
 class Mixed(NamedTuple):
@@ -28,7 +28,20 @@ class Mixed(NamedTuple):
     hidden: Callable[[Array], Array]
 
 
-NAMES = ("none", "same_class", "cross_class")
+MEMBERS = {
+    "none": ("Nothing is mixed.", Source("-")),
+    "same_class": (
+        "Convex combinations of images of one class, label kept.",
+        Source("Zhong and Tandon 2024, arXiv 2411.14424 (abstract and opening read)"),
+    ),
+    "cross_class": (
+        "Ordinary mixup, labels mixed as well: the control.",
+        Source(
+            "Zhang et al. 2018, arXiv 1710.09412; before PGD Rice et al. 2020, arXiv 2002.11569"
+        ),
+    ),
+}
+NAMES = tuple(MEMBERS)
 
 Mixing = Callable[[Key, Array, Array, Array], Mixed]
 """`(key, images [B, H, W, C], labels [B], strength [K]) -> Mixed`; the key is consumed."""

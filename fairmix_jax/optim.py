@@ -37,7 +37,8 @@ def make(
       weight_decay: at least 0.
       decay_biases: whether biases and normalisation layers (parameters of one dimension)
         decay as well, as in PyTorch's SGD.
-      schedule: `"piecewise"`, `"cosine"` (to zero) or `"constant"`.
+      schedule: `"piecewise"`, `"cosine"` or `"linear"` (to zero), or
+        `"constant"`.
       milestones: fractions of the run at which `"piecewise"` multiplies by `decay`.
       decay: see `milestones`.
       decays: a factor for each milestone, instead of `decay` for all.
@@ -60,6 +61,8 @@ def make(
         rate = optax.piecewise_constant_schedule(learning_rate, steps)
     elif schedule == "cosine":
         rate = optax.cosine_decay_schedule(learning_rate, max(total_steps - warmup_steps, 1))
+    elif schedule == "linear":
+        rate = optax.linear_schedule(learning_rate, 0.0, max(total_steps - warmup_steps, 1))
     else:
         rate = optax.constant_schedule(learning_rate)
     if warmup_steps:

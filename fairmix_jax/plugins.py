@@ -1,13 +1,15 @@
 """Members of an axis, found by name: adding one is adding a file.
 
-A member is a module in `fairmix_jax/<axis>/` with a function `make`, whose keyword
+A member is a module in a folder `fairmix_jax/<axis>/` with a function `make`, whose keyword
 arguments are the member's config fields and whose defaults are theirs.
 """
 
 import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -25,13 +27,29 @@ _SECTION = {
 
 
 def names(axis: str) -> list[str]:
-    """Returns the members of an axis, e.g. `"bases"` or `"models"`, sorted."""
-    package = importlib.import_module(f"fairmix_jax.{axis}")
+    """Returns the members of an axis, e.g. `"bases"` or `"models"`, sorted.
+
+    Besides the package's own, these are the files in any folder `fairmix_jax/<axis>` on
+    Python's path, as long as `fairmix_jax` there is a bare folder and not another copy of
+    this package.
+    """
     return sorted(
         module.name
-        for module in pkgutil.iter_modules(package.__path__)
+        for module in pkgutil.iter_modules(_folders(axis))
         if not module.name.startswith("_") and hasattr(_module(axis, module.name), "make")
     )
+
+
+def _folders(axis: str) -> list[str]:
+    """The axis's folders, all of which its package is made to import from."""
+    package = importlib.import_module(f"fairmix_jax.{axis}")
+    for entry in sys.path:
+        folder = Path(entry or ".").absolute() / "fairmix_jax"
+        path = str(folder / axis)
+        is_new = path not in package.__path__ and (folder / axis).is_dir()
+        if is_new and not (folder / "__init__.py").exists():
+            package.__path__.append(path)
+    return list(package.__path__)
 
 
 def _module(axis: str, name: str):

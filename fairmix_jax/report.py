@@ -15,7 +15,9 @@ from fairmix_jax.errors import UsageError
 from fairmix_jax.progress import console
 from fairmix_jax.tables import Table, markdown, rich_table
 
-_NOT_A_METHOD = ("seed", "sweep", "report", "data.dir", "data.draw", "checkpoint.", "evaluate.")
+_NOT_A_METHOD = (
+    "seed", "sweep", "report", "data.dir", "data.draw", "checkpoint.", "evaluate.", "benchmark.",
+)  # fmt: skip
 _HEADLINES = ("average", "worst_class", "gap")
 
 

@@ -26,7 +26,7 @@ def run(config: ConfigDict, directory: Path, *, with_training: bool) -> None:
     Raises:
       UsageError: the sweep or a member of it is not a valid config.
     """
-    members = [(directory / name, _override(config, new)) for name, new in expand(config.sweep)]
+    members = [(directory / name, override(config, new)) for name, new in expand(config.sweep)]
     workdir.claim(directory, config)
     for number, (path, member) in enumerate(members, start=1):
         console.print(f"[{number}/{len(members)}] {path.name}", markup=False)
@@ -97,7 +97,7 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _override(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
+def override(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
     """A checked copy of the config with some fields changed and no sweep."""
     member = config.copy_and_resolve_references()
     for field, value in changes.items():

@@ -43,7 +43,7 @@ def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
     num_classes = len(experiment.dataset.class_names)
     nothing = StepMetrics(jnp.zeros(()), class_statistics.zeros(num_classes))
     template = (trainer.initial_state, nothing)
-    draws = _Draws(trainer.rule, order_key, batches.by_class(split.labels, num_classes))
+    draws = Draws(trainer.rule, order_key, batches.by_class(split.labels, num_classes))
 
     with (
         Checkpoints(workdir / "checkpoints" / "state", max_to_keep=2) as saved,
@@ -58,7 +58,7 @@ def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
             return digest(state)
         if step:
             console.print(f"resuming at step {step} of {total_steps}")
-        train_step = _compile(trainer.train_step, state, split, batch_size, step_key)
+        train_step = compile_step(trainer.train_step, state, split, batch_size, step_key)
         progress = TrainProgress(
             first_step=step,
             total_steps=total_steps,
@@ -91,8 +91,14 @@ def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
     return digest(state)
 
 
-class _Draws(NamedTuple):
-    """Batches of a rule that sets how often each class is drawn, instead of epochs in order."""
+class Draws(NamedTuple):
+    """Batches of a rule that sets how often each class is drawn, instead of epochs in order.
+
+    Attributes:
+      rule: its knobs are followed.
+      key: the draws of a step depend on it, the step and the rule's state.
+      classes: the split's rows by class.
+    """
 
     rule: Rule
     key: Key
@@ -100,6 +106,7 @@ class _Draws(NamedTuple):
 
     @property
     def are_needed(self) -> bool:
+        """Whether the rule sets them; else epochs visit every example once."""
         return "sampling" in self.rule.sets
 
     def __call__(self, state: TrainState, step: int, size: int) -> Array:
@@ -113,7 +120,7 @@ def _add(a: StepMetrics, b: StepMetrics) -> StepMetrics:
     return jax.tree.map(jnp.add, a, b)
 
 
-def _compile(
+def compile_step(
     train_step: TrainStep, state: TrainState, split: batches.DeviceSplit, batch_size: int, key: Key
 ) -> TrainStep:
     """Compiles ahead of time, so that the run has one shape and the wait is announced."""

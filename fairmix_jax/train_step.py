@@ -68,7 +68,7 @@ def make_train_step(
       tx: the optimizer.
       mixing_steps: after this many steps nothing is mixed any more.
       awp_gamma: size of an adversarial weight perturbation, see `fairmix_jax.awp`; it
-        ascends the base's mean loss without class weights. 0 for none, at no cost.
+        ascends the base's mean loss without `Knobs.loss_weight`. 0 for none, at no cost.
       awp_from_step: steps before it are not perturbed.
 
     Returns: `(state, batch, key) -> (state, metrics)`; the batch has no padding.
@@ -123,6 +123,7 @@ def _inputs(knobs: Knobs, labels: Array, **mixed) -> StepInput:
         labels=labels,
         radius=knobs.radius[labels],
         step_size=knobs.step_size[labels],
+        ce_weight=knobs.ce_weight[labels],
         beta=knobs.beta[labels],
         **mixed,
     )

@@ -1,5 +1,7 @@
 """From a config to the pure parts of a run."""
 
+import dataclasses
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,7 +36,8 @@ class Trainer(NamedTuple):
       initial_state: before the first step.
       train_step: see `train_step.make_train_step`.
       rule, averaging: as given to the step; the loop calls their other functions.
-      frozen_base: the base with the model in evaluation mode, for validation.
+      frozen_base: the base with the model in evaluation mode and nothing of the rule in its
+        attack, for validation.
     """
 
     initial_state: TrainState
@@ -71,11 +74,13 @@ def hot_start(config: ConfigDict, experiment: Experiment) -> Weights | None:
     """Returns the weights of another run that `hot_start.workdir` names, `None` for none.
 
     Raises:
-      UsageError: they are not there, or belong to another network.
+      UsageError: they are not there, belong to another network, or were trained on images
+        that this run validates with.
     """
     chosen = config.hot_start
     if not chosen.workdir:
         return None
+    _require_unseen(config, Path(chosen.workdir))
     directory = Path(chosen.workdir) / "checkpoints" / chosen.weights
     template, restored = evaluate.weights_template(experiment), None
     if directory.is_dir():
@@ -89,10 +94,33 @@ def hot_start(config: ConfigDict, experiment: Experiment) -> Weights | None:
     return restored[0]
 
 
+def _require_unseen(config: ConfigDict, source: Path) -> None:
+    """Validation parts of one data set are nested, so the larger one holds the smaller."""
+    path = source / "config.json"
+    if not path.exists():
+        return
+    theirs = ConfigDict(json.loads(path.read_text())).data
+    is_same = (theirs.name, theirs.num_train) == (config.data.name, config.data.num_train)
+    if is_same and theirs.val_fraction < config.data.val_fraction:
+        raise UsageError(
+            f"hot_start.workdir={str(source)!r} was trained with data.val_fraction="
+            f"{theirs.val_fraction} on images that this run validates with; train it with "
+            f"data.val_fraction={config.data.val_fraction}, or lower it here"
+        )
+
+
 def assemble(config: ConfigDict, experiment: Experiment, *, total_steps: int, key: Key) -> Trainer:
-    """Returns the training step and the initial state of a config; the key is consumed."""
+    """Returns the training step and the initial state of a config; the key is consumed.
+
+    Raises:
+      UsageError: a member or a number does not fit, or a member reads a validation set that
+        is not there.
+    """
     num_classes = len(experiment.dataset.class_names)
     rule = _member("rules", config.rule, num_classes)
+    averaging = _member("averaging", config.averaging)
+    if not len(experiment.validation.labels):
+        _forbid_validation(config, rule, averaging)
     attack = TrainingAttack(
         threat=experiment.threat,
         num_steps=config.attack.num_steps,
@@ -101,11 +129,9 @@ def assemble(config: ConfigDict, experiment: Experiment, *, total_steps: int, ke
         targets=rule.targets,
     )
     apply_fn = experiment.model.apply
-    base, frozen_base = (
-        _member("bases", config.base, function, attack)
-        for function in (apply_fn, _frozen(apply_fn))
-    )
-    averaging = _member("averaging", config.averaging)
+    base = _member("bases", config.base, apply_fn, attack)
+    untargeted = dataclasses.replace(attack, targets=None)
+    frozen_base = _member("bases", config.base, _frozen(apply_fn), untargeted)
     options = config.mixing.to_dict()
     off_epochs = options.pop("off_epochs")
     total_epochs = config.total_epochs
@@ -124,6 +150,7 @@ def assemble(config: ConfigDict, experiment: Experiment, *, total_steps: int, ke
         awp_from_step=round(total_steps * config.awp.warmup_epochs / total_epochs),
     )
     params, batch_stats = experiment.model.init(key)
+    _built(rule.finish, Weights(params, batch_stats))  # raises if it does not fit the model
     state = TrainState(
         step=jnp.asarray(0, jnp.int32),
         params=params,
@@ -133,6 +160,16 @@ def assemble(config: ConfigDict, experiment: Experiment, *, total_steps: int, ke
         average=averaging.init(Weights(params, batch_stats)),
     )
     return Trainer(state, train_step, rule, averaging, frozen_base)
+
+
+def _forbid_validation(config: ConfigDict, rule: Rule, averaging: Averaging) -> None:
+    gate = "averaging" if averaging.end_epoch is not None else None
+    reader = "rule" if set(rule.reads) & VALIDATION else gate
+    if reader:
+        raise UsageError(
+            f"{reader}.name={config[reader].name!r} reads a validation set and there is none; "
+            "set data.val_fraction above 0"
+        )
 
 
 def _frozen(apply_fn: ApplyFn) -> ApplyFn:

@@ -16,8 +16,10 @@ from fairmix_jax.types import Array, BatchStats, Key, StepInput, ThreatModel
 Network = Callable[..., tuple[Array, BatchStats]]
 """`(images [B, H, W, C], *, train) -> (logits [B, K], batch_stats)`: bound parameters."""
 
-_BATCH_NORM = ("eval", "train")
-_STARTS = ("uniform", "normal", "none")
+_CHOICES = {
+    "attack.batch_norm": ("eval", "train"),
+    "base.start": ("uniform", "normal", "none"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,25 +34,29 @@ class TrainingAttack:
         another; `"train"` with those of the batch under attack, as Rice et al. 2020 (arXiv
         2002.11569) and Wong et al. 2020 do: the ascent is then on the batch's summed loss.
         Neither writes running statistics.
-      start_fraction: a `"uniform"` start fills this part of the radius.
+      start: `"uniform"` in the ball, `"normal"`, or `"none"`, at the image itself.
+      start_fraction: the part of the radius that a uniform start fills.
+      noise: the standard deviation of a normal start, in pixel units.
       targets: `(key, probabilities, labels) -> [B]`, see `types.Rule`.
 
     Raises:
-      ValueError: unknown `batch_norm`.
+      ValueError: unknown `batch_norm` or `start`.
     """
 
     threat: ThreatModel
     num_steps: int
     step_size: float
     batch_norm: str = "eval"
+    start: str = "uniform"
     start_fraction: float = 1.0
+    noise: float = 0.001
     targets: Callable[[Key, Array, Array], Array] | None = None
 
     def __post_init__(self):
-        if self.batch_norm not in _BATCH_NORM:
-            raise ValueError(
-                f"attack.batch_norm={self.batch_norm!r} is unknown; choose eval or train"
-            )
+        for field, choices in _CHOICES.items():
+            value = getattr(self, field.split(".")[1])
+            if value not in choices:
+                raise ValueError(f"{field}={value!r} is unknown; choose {', '.join(choices)}")
 
     def __call__(
         self,
@@ -58,8 +64,6 @@ class TrainingAttack:
         key: Key,
         inputs: StepInput,
         *,
-        start: str = "uniform",
-        noise: float = 0.001,
         loss: str | Objective = "ce",
         compare: Any = None,
     ) -> Array:
@@ -72,16 +76,9 @@ class TrainingAttack:
           network: the model with its parameters and running statistics.
           key: the key is consumed.
           inputs: images, targets, labels, and the factors of radius and step size.
-          start: `"uniform"` in the ball, `"normal"` (deviation `noise`), or `"none"`.
-          noise: in pixel units.
           loss: see `attacks.pgd`.
           compare: what `loss` compares with, leading `B`; `inputs.targets` if `None`.
-
-        Raises:
-          ValueError: unknown `start`.
         """
-        if start not in _STARTS:
-            raise ValueError(f"base.start={start!r} is unknown; choose one of {', '.join(_STARTS)}")
         loss, compare = objective(loss), inputs.targets if compare is None else compare
         if self.targets is not None:
             target_key, key = jax.random.split(key)
@@ -104,18 +101,18 @@ class TrainingAttack:
             num_steps=self.num_steps,
             step_size=self.step_size,
             loss=loss,
-            start=self._start(key, inputs, start, noise),
+            start=self._starts(key, inputs),
             targets=compare,
             scale=inputs.radius,
             step_scale=inputs.step_size,
         )
 
-    def _start(self, key: Key, inputs: StepInput, kind: str, noise: float) -> Array:
+    def _starts(self, key: Key, inputs: StepInput) -> Array:
         def one(key: Key, image: Array, radius: Array) -> Array:
-            if kind == "none":
+            if self.start == "none":
                 return image
-            if kind == "normal":
-                return image + noise * jax.random.normal(key, image.shape, image.dtype)
+            if self.start == "normal":
+                return image + self.noise * jax.random.normal(key, image.shape, image.dtype)
             epsilon = self.start_fraction * radius * self.threat.epsilon
             offset = random_offset(key, image.shape, norm=self.threat.norm, epsilon=epsilon)
             return image + offset.astype(image.dtype)

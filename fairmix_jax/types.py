@@ -41,14 +41,17 @@ class Knobs(NamedTuple):
 
     Attributes:
       loss_weight: factor of the training loss of a class's examples.
+      ce_weight: factor of the loss's cross-entropy, which is all of it for bases without a
+        robust term of its own.
       radius: factor of the training attack's `epsilon`.
       step_size: factor of the training attack's `step_size`.
-      beta: factor of the robustness weight of bases that have one (TRADES, MART).
+      beta: factor of the robust term of bases that have one (TRADES, MART).
       sampling: relative frequency with which a class's examples are drawn.
       mixing: factor of the mixing probability.
     """
 
     loss_weight: Array
+    ce_weight: Array
     radius: Array
     step_size: Array
     beta: Array
@@ -75,7 +78,7 @@ class ClassStatistics(NamedTuple):
 
     Attributes:
       counts: examples, and how many were classified correctly.
-      loss: `[K]`, of the base's losses, before any weight.
+      loss: `[K]`, of the base's losses, before `Knobs.loss_weight`.
       margin: `[K]`, of `max_{k != y} p_k - p_y`, in [-1, 1], with `p` the softmax.
       probabilities: `[K, K]`; row `c` is the sum of `p` over the examples of class `c`.
     """
@@ -178,7 +181,8 @@ class StepInput(NamedTuple):
       labels: `[B]` int32, the class an example is counted under.
       radius: `[B]`, factor of the attack's radius.
       step_size: `[B]`, factor of the attack's step size.
-      beta: `[B]`, factor of the robustness weight.
+      ce_weight: `[B]`, factor of the cross-entropy.
+      beta: `[B]`, factor of the robust term.
       after_attack: to apply to the attacked images before the loss (mixing).
       hidden: to apply to hidden features where the loss is taken (mixing).
       index: `[B]` int32, numbers that tell the examples' random starts apart; `0 .. B - 1`
@@ -190,6 +194,7 @@ class StepInput(NamedTuple):
     labels: Array
     radius: Array
     step_size: Array
+    ce_weight: Array
     beta: Array
     after_attack: Callable[[Array], Array] = lambda images: images
     hidden: Callable[[Array], Array] = lambda features: features
@@ -237,8 +242,8 @@ class Rule(NamedTuple):
 
     Attributes:
       init: `() -> rule_state`, a pytree of arrays with a fixed structure.
-      knobs: `rule_state -> Knobs`. Radius, step size, beta, sampling and mixing of a step
-        are read before it; the loss weight after the step's batch was observed.
+      knobs: `rule_state -> Knobs`. The loss weight of a step is read after its batch was
+        observed, the others before.
       sets: the names of the knobs that may differ from one.
       reads: of `"batch"`, `"train"`, `"clean"`, `"robust"`, `"base"`: the statistics that
         `observe` and `update` depend on. What is not named here may not be measured.

@@ -44,7 +44,8 @@ class Validator:
       base: the base with the model in evaluation mode, see `trainer.Trainer.frozen_base`.
       num_steps, step_size: of PGD.
       seed: of the noise.
-      batch_size: changes nothing but memory and time.
+      batch_size: of the counts; changes nothing but memory and time.
+      base_batch_size: of the base's statistics, whose sums depend on it by rounding.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class Validator:
         step_size: float,
         seed: int,
         batch_size: int,
+        base_batch_size: int,
     ):
-        self._seed, self._batch_size = seed, batch_size
+        self._seed, self._batch_size, self._base_batch_size = seed, batch_size, base_batch_size
         self._split = batches.to_device(experiment.validation)
         self._num_classes = len(experiment.dataset.class_names)
         attack = partial(
@@ -79,13 +81,15 @@ class Validator:
 
     def counts(self, weights: Weights) -> Measured:
         """Returns clean and robust counts."""
-        return Measured(*(self._sum(counter, weights) for counter in self._counters))
+        size = self._batch_size
+        return Measured(*(self._sum(counter, weights, size) for counter in self._counters))
 
     def read(self, weights: Weights, reads: Collection[str]) -> Seen:
         """Returns what `reads` names of `VALIDATION`; base means the base's own attack."""
         counts = self.counts(weights) if {"clean", "robust"} & set(reads) else None
-        base = self._sum(self._base_counter, weights) if "base" in reads else None
-        return Seen(counts, base)
+        if "base" not in reads:
+            return Seen(counts, None)
+        return Seen(counts, self._sum(self._base_counter, weights, self._base_batch_size))
 
     def filled(self, seen: Seen) -> tuple[Measured, ClassStatistics]:
         """Returns what was seen, with zeros for what was not."""
@@ -93,9 +97,9 @@ class Validator:
         counts = Measured(none.counts, none.counts) if seen.counts is None else seen.counts
         return counts, none if seen.base is None else seen.base
 
-    def _sum(self, counter, weights: Weights):
+    def _sum(self, counter, weights: Weights, batch_size: int):
         key = jax.random.key(self._seed)
-        return evaluate.count_split(counter, weights, self._split, key, batch_size=self._batch_size)
+        return evaluate.count_split(counter, weights, self._split, key, batch_size=batch_size)
 
 
 def _base_statistics(
@@ -104,8 +108,8 @@ def _base_statistics(
     ones = jnp.ones(batch.labels.shape)
     targets = jax.nn.one_hot(batch.labels, num_classes)
     inputs = StepInput(
-        batch.images, targets, batch.labels, radius=ones, step_size=ones, beta=ones,
-        index=batch.index,
+        batch.images, targets, batch.labels, radius=ones, step_size=ones, ce_weight=ones,
+        beta=ones, index=batch.index,
     )  # fmt: skip
     adversarial = base.attack(*weights, key, inputs)
     result = base.loss(*weights, inputs, adversarial)

@@ -18,7 +18,7 @@ from fairmix_jax.errors import UsageError
 from fairmix_jax.export import write_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
-_MAY_CHANGE = ("evaluate.", "checkpoint.", "data.dir", "sweep", "report")
+_MAY_CHANGE = ("evaluate.", "checkpoint.", "data.dir", "sweep", "report", "benchmark.")
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:

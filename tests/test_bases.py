@@ -14,7 +14,17 @@ from fairmix_jax.experiment import build
 from fairmix_jax.rules import none
 from fairmix_jax.train_step import make_train_step
 from fairmix_jax.training_attack import TrainingAttack
-from fairmix_jax.types import Averaging, Base, BaseLoss, Batch, StepInput, ThreatModel, TrainState
+from fairmix_jax.types import (
+    Averaging,
+    Base,
+    BaseLoss,
+    Batch,
+    Knobs,
+    Rule,
+    StepInput,
+    ThreatModel,
+    TrainState,
+)
 
 
 def pixels_are_logits(params, batch_stats, images, *, train, hidden=lambda x: x):
@@ -26,7 +36,7 @@ def pixels_are_logits(params, batch_stats, images, *, train, hidden=lambda x: x)
 def inputs_of(images, labels, num_classes, **changes):
     ones = jnp.ones(len(images))
     targets = jax.nn.one_hot(labels, num_classes)
-    given = StepInput(images, targets, labels, radius=ones, step_size=ones, beta=ones)
+    given = StepInput(images, targets, labels, *[ones] * 4)
     return given._replace(**changes)
 
 
@@ -36,7 +46,8 @@ def loss_by_hand(name, **options):
     base = plugins.load("bases", name)(pixels_are_logits, attack, **options)
     clean = jnp.zeros((1, 1, 2, 1))
     robust = clean.at[0, 0, 0, 0].set(jnp.log(3.0))
-    inputs = inputs_of(clean, jnp.asarray([0]), 2, beta=jnp.asarray([0.5]))
+    knobs = {"beta": jnp.asarray([0.5]), "ce_weight": jnp.asarray([2.0])}
+    inputs = inputs_of(clean, jnp.asarray([0]), 2, **knobs)
     params = {"scale": jnp.ones(())}
     return base.loss(params, jnp.zeros(()), inputs, robust)
 
@@ -45,19 +56,19 @@ KL = 0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25)
 
 
 def test_trades_by_hand():
-    """Ln 2 + 6 x knob .5 x KL; two training passes, logits at x'."""
+    """Knob 2 x ln 2 + 6 x knob .5 x KL; two training passes, logits at x'."""
     result = loss_by_hand("trades")
-    np.testing.assert_allclose(result.losses, [np.log(2) + 3 * KL], rtol=1e-6)
+    np.testing.assert_allclose(result.losses, [2 * np.log(2) + 3 * KL], rtol=1e-6)
     np.testing.assert_allclose(result.logits, [[np.log(3), 0]], rtol=1e-6)
     assert result.batch_stats == 2
     normal = loss_by_hand("trades", normalize=True)
-    np.testing.assert_allclose(normal.losses, [(np.log(2) + 3 * KL) / 4], rtol=1e-6)
+    np.testing.assert_allclose(normal.losses, [(2 * np.log(2) + 3 * KL) / 4], rtol=1e-6)
 
 
 def test_mart_by_hand():
-    """CE(x') = -ln .75, wrong class at .25: -ln(1.0001 - .25); KL (1.0000001 - .5) x 5 x .5."""
+    """2 x (-ln .75 - ln(1.0001 - .25)), the wrong class at .25; KL (1.0000001 - .5) x 5 x .5."""
     result = loss_by_hand("mart")
-    expected = -np.log(0.75) - np.log(0.7501) + 2.5 * KL * 0.5000001
+    expected = 2 * (-np.log(0.75) - np.log(0.7501)) + 2.5 * KL * 0.5000001
     np.testing.assert_allclose(result.losses, [expected], rtol=1e-6)
     assert result.batch_stats == 2
 
@@ -143,10 +154,11 @@ def network():
     return apply, data[0]
 
 
-def attacked(network, batch, *, start="none", key=0, inputs=None, **options):
+def attacked(network, batch, *, key=0, inputs=None, **options):
+    options = {"start": "none"} | options
     attack = TrainingAttack(ThreatModel(epsilon=0.2), num_steps=1, step_size=0.05, **options)
     inputs = inputs_of(batch.images, batch.labels, 10) if inputs is None else inputs
-    return jax.jit(lambda: attack(network, jax.random.key(key), inputs, start=start))()
+    return jax.jit(lambda: attack(network, jax.random.key(key), inputs))()
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
@@ -164,6 +176,22 @@ def test_one_step_follows_the_gradient_of_the_chosen_batch_norm(network, mode):
     np.testing.assert_allclose(found[is_clear], expected[is_clear], atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_trades_compares_with_predictions_of_the_attack_s_own_mode(network, mode):
+    """Where the attack starts at the image its divergence is zero, and so is its gradient."""
+    apply, batch = network
+    seen = []
+
+    def apply_fn(params, batch_stats, images, *, train, hidden=None):
+        seen.append(train)
+        return apply(images, train=train)
+
+    attack = TrainingAttack(ThreatModel(epsilon=0.2), 1, 0.05, batch_norm=mode)
+    base = plugins.load("bases", "trades")(apply_fn, attack, start="none")
+    base.attack({}, {}, jax.random.key(0), inputs_of(batch.images, batch.labels, 10))
+    assert set(seen) == {mode == "train"}
+
+
 def test_examples_are_coupled_by_training_batch_norm_only(network):
     apply, batch = network
     other = batch._replace(images=batch.images.at[1:].set(0.5))
@@ -175,9 +203,9 @@ def test_examples_are_coupled_by_training_batch_norm_only(network):
 @pytest.mark.parametrize("start, largest", [("none", 0.0), ("normal", 0.006), ("uniform", 0.2)])
 def test_starts(network, start, largest):
     apply, batch = network
-    attack = TrainingAttack(ThreatModel(epsilon=0.2, bounds=(-9.0, 9.0)), 0, 0.1)
+    attack = TrainingAttack(ThreatModel(epsilon=0.2, bounds=(-9.0, 9.0)), 0, 0.1, start=start)
     inputs = inputs_of(batch.images, batch.labels, 10)
-    found = attack(apply, jax.random.key(3), inputs, start=start) - batch.images
+    found = attack(apply, jax.random.key(3), inputs) - batch.images
     assert float(jnp.max(jnp.abs(found))) <= largest + 1e-6
     if largest:
         assert float(jnp.max(jnp.abs(found))) > 0.6 * largest
@@ -208,6 +236,22 @@ def test_targets_are_approached_and_the_rest_is_attacked_as_ever(network):
 
     assert float(jnp.mean(probability(found) - probability(plain))) > 0
     assert float(jnp.min(probability(found) - probability(batch.images))) > 0
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("trades", dict(beta=-1.0), "base.beta=-1.0 is negative"),
+        ("mart", dict(beta=-1.0), "base.beta=-1.0 is negative"),
+        ("mart", dict(start="x"), "base.start='x' is unknown"),
+        ("fgsm_rs", dict(step=0.0), "base.step=0.0 is not positive"),
+        ("n_fgsm", dict(noise=-1.0), "base.noise=-1.0"),
+    ],
+)
+def test_wrong_options_of_a_base_are_named(name, options, message):
+    attack = TrainingAttack(ThreatModel(), num_steps=1, step_size=0.1)
+    with pytest.raises(ValueError, match=message):
+        plugins.load("bases", name)(pixels_are_logits, attack, **options)
 
 
 @pytest.mark.parametrize("field", ["batch_norm", "start"])
@@ -249,27 +293,73 @@ def test_awp_of_gamma_zero_and_before_its_warmup_is_the_base():
     assert digest(run(tiny(awp__gamma=0.01))[1].params) != digest(plain)
 
 
-def test_awp_steps_from_the_weights_with_the_gradient_of_the_shifted_ones():
-    """By hand for one matrix: loss x^2 / 2, decay and rate as given to the optimizer."""
+def hand_made_step(rule, *, losses, seen=None, **options):
+    """A training step of the parameters `[1, 2]` with losses and attack made by hand."""
 
-    def loss(params, batch_stats, inputs, images):
-        value = jnp.full(2, 0.5 * jnp.sum(params**2))
-        return BaseLoss(value, jnp.zeros((2, 2)), batch_stats)
+    def attack(params, batch_stats, key, inputs):
+        if seen is not None:
+            seen.append(inputs)
+        return inputs.images
 
     tx = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1))
     step = make_train_step(
         augment=lambda key, images: images,
         mixing=mixing.make("none", 2),
-        base=Base(lambda params, stats, key, inputs: inputs.images, loss),
-        rule=none.make(2),
+        base=Base(
+            attack, lambda p, stats, inputs, x: BaseLoss(losses(p), jnp.zeros((4, 2)), stats)
+        ),
+        rule=rule,
         averaging=Averaging(lambda w: (), lambda a, w, s: a, lambda a, w: w),
         tx=tx,
-        awp_gamma=0.1,
+        **options,
     )
     params = jnp.asarray([[3.0, 4.0]])
-    state = TrainState(jnp.asarray(0, jnp.int32), params, (), tx.init(params), (), ())
-    index = jnp.arange(2)
-    batch = Batch(jnp.zeros((2, 1, 1, 1)), index, index, jnp.ones(2, bool))
-    state, _ = step(state, batch, jax.random.key(0))
-    shifted = params * 1.1  # w + gamma ||w|| g / ||g|| with g = w
+    start = jnp.asarray(0, jnp.int32)
+    state = TrainState(start, params, (), tx.init(params), rule.init(), ())
+    labels = jnp.asarray([0, 1, 1, 1], jnp.int32)
+    batch = Batch(jnp.zeros((4, 1, 1, 1)), labels, jnp.arange(4), jnp.ones(4, bool))
+    return params, *step(state, batch, jax.random.key(0))
+
+
+def test_awp_steps_from_the_weights_with_the_gradient_of_the_shifted_ones():
+    """Loss ||w||^2 / 2, whose gradient is w: w + gamma ||w|| g / ||g|| = 1.1 w."""
+    params, state, _ = hand_made_step(
+        none.make(2), losses=lambda p: jnp.full(4, 0.5 * jnp.sum(p**2)), awp_gamma=0.1
+    )
+    shifted = 1.1 * params
     np.testing.assert_allclose(state.params, params - 0.1 * (shifted + 0.5 * shifted), rtol=1e-6)
+
+
+def test_the_step_follows_the_knobs_and_the_weights_of_its_own_batch():
+    """The rule's state counts the batch: class 0 once, class 1 three times.
+
+    Losses are w_0 for the first example and w_1 for the others, so with weights 10 x counts
+    the mean loss is (10 w_0 + 3 x 30 w_1) / 4, and its gradient 2.5, 22.5.
+    """
+    seen = []
+    rule = Rule(
+        init=lambda: jnp.zeros(2),
+        knobs=lambda state: Knobs(
+            loss_weight=10 * state,
+            ce_weight=state + jnp.asarray([1.0, 2.0]),
+            radius=state + jnp.asarray([3.0, 4.0]),
+            step_size=state + jnp.asarray([5.0, 6.0]),
+            beta=state + jnp.asarray([7.0, 8.0]),
+            sampling=jnp.ones(2),
+            mixing=jnp.ones(2),
+        ),
+        observe=lambda state, statistics: state + statistics.counts.total.astype(jnp.float32),
+    )
+    params, state, metrics = hand_made_step(
+        rule, seen=seen, losses=lambda p: p[0][jnp.asarray([0, 1, 1, 1])]
+    )
+    expected = params - 0.1 * (jnp.asarray([[2.5, 22.5]]) + 0.5 * params)
+    np.testing.assert_allclose(state.params, expected, rtol=1e-6)
+    np.testing.assert_allclose(state.rule_state, [1, 3])
+    assert float(metrics.loss) == pytest.approx(10 * 3 + 30 * 3 * 4)
+    (inputs,) = seen
+    for field, values in (
+        ("ce_weight", [1, 2]), ("radius", [3, 4]), ("step_size", [5, 6]), ("beta", [7, 8])
+    ):  # fmt: skip
+        given = getattr(inputs, field)
+        np.testing.assert_allclose(given, np.asarray(values)[[0, 1, 1, 1]])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -12,12 +13,13 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 from statistics_of_classes import class_statistics
-from tiny import assemble, tiny
+from tiny import StopAfter, assemble, tiny
 
+from fairmix_jax import config as config_lib
 from fairmix_jax import plugins, train, validation
 from fairmix_jax.checkpoint import Checkpoints, digest
 from fairmix_jax.data import batches
-from fairmix_jax.errors import UsageError
+from fairmix_jax.errors import Interrupted, UsageError
 from fairmix_jax.experiment import build
 from fairmix_jax.types import ClassCounts, Weights
 
@@ -46,17 +48,86 @@ def test_a_class_that_does_not_exist_is_not_drawn():
     assert set(np.asarray(rows).tolist()) == {0, 1, 2}
 
 
-def test_a_rule_that_samples_changes_what_is_seen(tmp_path):
-    """Class 0 is always wrong for the rule: with a large rate it takes gamma's complement."""
-    config = tiny(rule__name="cfol", rule__learning_rate=10.0, total_epochs=2)
+def test_a_rule_that_samples_decides_what_is_trained_on(tmp_path, monkeypatch):
+    """With a large rate one class takes gamma's complement: more than half of all draws."""
+    shares, take = [], batches.take
+
+    def spy(split, rows, size):
+        batch = take(split, rows, size)
+        if len(rows) == config.batch_size:
+            shares.append(np.bincount(batch.labels, minlength=10).max() / len(rows))
+        return batch
+
+    config = tiny(rule__name="cfol", rule__learning_rate=10.0, rule__gamma=0.2, total_epochs=4)
+    config.evaluate.batch_size = 33
+    monkeypatch.setattr(batches, "take", spy)
     train.fit(config, build(config), tmp_path)
     frequencies = np.asarray([metrics(tmp_path)[-1][f"rule/sampling/class_{n}"] for n in range(10)])
     assert frequencies.max() > 3 and frequencies.sum() == pytest.approx(10, rel=1e-5)
+    assert np.median(shares) > 0.5
+    shares.clear()
+    config.rule.learning_rate = 0.0
+    train.fit(config, build(config), tmp_path / "uniform")
+    assert np.median(shares) < 0.35
+
+
+def test_rules_are_told_of_the_current_weights_and_not_of_the_average(tmp_path, monkeypatch):
+    """An average that never moves leaves what a rule is told of as it is."""
+    told = []
+    read = validation.Validator.read
+
+    def spy(self, weights, reads):
+        told.append(digest(weights.params))
+        return read(self, weights, reads)
+
+    monkeypatch.setattr(validation.Validator, "read", spy)
+    for name, options in (("none", dict(averaging__decay=None)), ("ema", {})):
+        config = tiny(rule__name="frl", averaging__name=name, total_epochs=2, **options)
+        config.validation.every_epochs = 1
+        train.fit(config, build(config), tmp_path / name)
+    assert told[:2] == told[2:] and told[0] != told[1]
+    knobs = [
+        {k: v for k, v in metrics(tmp_path / name)[0].items() if k.startswith("rule/")}
+        for name in ("none", "ema")
+    ]
+    assert knobs[0] == knobs[1]
+
+
+def test_base_statistics_do_not_depend_on_settings_of_the_evaluation(tmp_path):
+    for size in (7, 500):
+        config = tiny(rule__name="wat", total_epochs=1, evaluate__batch_size=size)
+        train.fit(config, build(config), tmp_path / str(size))
+    weights = [
+        {k: v for k, v in metrics(tmp_path / size)[0].items() if k.startswith("rule/")}
+        for size in ("7", "500")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_base_statistics_are_the_losses_of_the_validation_set():
+    """Standard training: the cross-entropy of the clean images, running statistics, by class."""
+    config = tiny(base__name="standard")
+    experiment = build(config)
+    trainer, _ = assemble(config)
+    weights = trainer.evaluated_weights(trainer.initial_state)
+    validator = validation.Validator(
+        experiment, trainer.frozen_base, num_steps=1, step_size=0.1, seed=0, batch_size=40,
+        base_batch_size=16,
+    )  # fmt: skip
+    seen = validator.read(weights, {"base"})
+    split = experiment.validation
+    images = jnp.asarray(split.images, jnp.float32) / 255
+    logits, _ = experiment.model.apply(*weights, images, train=False)
+    losses = -np.asarray(jax.nn.log_softmax(logits))[np.arange(len(split.labels)), split.labels]
+    expected = np.bincount(split.labels, losses, minlength=10)
+    np.testing.assert_allclose(seen.base.loss, expected, rtol=1e-5)
+    assert seen.counts is None
+    assert seen.base.counts.total.tolist() == np.bincount(split.labels, minlength=10).tolist()
+    np.testing.assert_allclose(seen.base.probabilities.sum(1), seen.base.counts.total, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["frl", "wat", "fairmix_adaptive"])
-def test_rules_are_told_of_the_current_weights_after_each_validation(name, tmp_path):
-    """With a slow average the validated weights differ; every second epoch is told of."""
+def test_rules_that_read_the_validation_move_when_there_is_one(name, tmp_path):
     config = tiny(rule__name=name, averaging__decay=0.99, total_epochs=4)
     config.validation.every_epochs = 2
     train.fit(config, build(config), tmp_path)
@@ -66,16 +137,20 @@ def test_rules_are_told_of_the_current_weights_after_each_validation(name, tmp_p
     assert knobs[0] != knobs[1] == knobs[2] != knobs[3]
 
 
-def test_without_validation_data_such_a_rule_rests_and_others_do_not(tmp_path):
-    for name, moves in (("frl", False), ("cfa", True)):
-        config = tiny(rule__name=name, total_epochs=2, data__val_fraction=0.0)
-        config.evaluate.weights = "last"
-        if name == "cfa":
-            config.rule.warmup_epochs = 0
-        train.fit(config, build(config), tmp_path / name)
-        line = metrics(tmp_path / name)[-1]
-        radii = {v for k, v in line.items() if k.startswith("rule/radius")}
-        assert (radii != {1.0}) == moves
+@pytest.mark.parametrize("axis, name", [("rule", "frl"), ("averaging", "fawa")])
+def test_members_that_read_a_validation_set_need_one(axis, name):
+    config = tiny(data__val_fraction=0.0, averaging__decay=None, **{f"{axis}__name": name})
+    if axis == "rule":
+        config.averaging.name = "none"
+    with pytest.raises(UsageError, match=rf"{axis}\.name='{name}' reads a validation set"):
+        assemble(config)
+
+
+def test_a_rule_that_reads_training_statistics_needs_none(tmp_path):
+    config = tiny(rule__name="cfa", rule__warmup_epochs=0, total_epochs=1, data__val_fraction=0.0)
+    train.fit(config, build(config), tmp_path)
+    radii = {v for k, v in metrics(tmp_path)[-1].items() if k.startswith("rule/radius")}
+    assert radii != {1.0}
 
 
 def fawa(decay=0.5, threshold=0.4):
@@ -161,6 +236,30 @@ def test_hot_start_begins_with_the_weights_of_another_run(tmp_path):
     assert params[0] == params[1]
 
 
+def test_hot_start_is_needed_once(tmp_path, monkeypatch):
+    """An interrupted run goes on from its own state, and ends as one left alone."""
+    first = tiny(total_epochs=1)
+    train.fit(first, build(first), tmp_path / "first")
+    config = tiny(total_epochs=2, hot_start__workdir=str(tmp_path / "first"))
+    experiment = build(config)
+    whole = train.fit(config, experiment, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "StopRequest", lambda: StopAfter(3))
+        with pytest.raises(Interrupted):
+            train.fit(config, experiment, tmp_path / "parts")
+    (tmp_path / "first").rename(tmp_path / "gone")
+    assert train.fit(config, experiment, tmp_path / "parts") == whole
+
+
+def test_hot_start_refuses_weights_that_have_seen_the_validation_set(tmp_path):
+    first = tiny(total_epochs=1)
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "config.json").write_text(json.dumps(config_lib.resolved(first)))
+    config = tiny(hot_start__workdir=str(tmp_path / "first"), data__val_fraction=0.3)
+    with pytest.raises(UsageError, match=r"trained with data\.val_fraction=0\.15 on images"):
+        train.fit(config, build(config), tmp_path / "second")
+
+
 def test_hot_start_refuses_another_network_and_leaves_its_run_alone(tmp_path):
     first = tiny(total_epochs=1)
     train.fit(first, build(first), tmp_path / "first")
@@ -173,38 +272,14 @@ def test_hot_start_refuses_another_network_and_leaves_its_run_alone(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-DUMMY = '''
-"""A rule in a folder of its own: harder classes weigh more."""
-
-from fairmix_jax.class_statistics import accuracy
-from fairmix_jax.rules import knobs
-from fairmix_jax.types import Rule
-
-import jax.numpy as jnp
-
-
-def make(num_classes: int, *, slope: float = 1.0) -> Rule:
-    """Returns weights `1 + slope (mean accuracy - accuracy)` of the training batches."""
-
-    def update(state, statistics):
-        right = accuracy(statistics.train.counts)
-        return 1 + slope * (jnp.mean(right) - right)
-
-    return Rule(
-        init=lambda: jnp.ones(num_classes),
-        knobs=lambda state: knobs(num_classes, loss_weight=state),
-        sets=("loss_weight",),
-        reads=("train",),
-        update=update,
-    )
-'''
-
-
 def test_a_rule_is_added_by_one_new_file_anywhere_on_the_path(tmp_path):
-    assert len(DUMMY.strip().splitlines()) < 40
+    """The rule is the one that CONTRIBUTING.md shows."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (rule,) = re.findall(r"A whole rule:\n\n```python\n(.*?)```", text, re.S)
+    assert len(rule.splitlines()) < 40
     folder = tmp_path / "mine" / "fairmix_jax" / "rules"
     folder.mkdir(parents=True)
-    (folder / "dummy.py").write_text(DUMMY)
+    (folder / "dummy.py").write_text(rule)
     command = [
         sys.executable, "launch.py", "--config=configs/digits.py:smoke",
         f"--workdir={tmp_path / 'run'}", "--config.rule.name=dummy", "--config.rule.slope=0.5",

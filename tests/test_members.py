@@ -15,7 +15,7 @@ from statistics_of_classes import (
     permuted,
     random_epoch,
 )
-from tiny import TOTAL_STEPS, assemble, run, tiny
+from tiny import TOTAL_STEPS, StopAfter, assemble, run, tiny
 
 from fairmix_jax import mixing, plugins, train
 from fairmix_jax.checkpoint import digest
@@ -29,7 +29,7 @@ AXES += [("rule", name) for name in RULES]
 AXES += [("averaging", name) for name in plugins.names("averaging")]
 AXES += [("mixing", name) for name in mixing.NAMES]
 
-LOWEST = {"loss_weight": 0, "radius": 0, "step_size": 0, "beta": 0, "sampling": 1e-6, "mixing": 0}
+LOWEST = dict.fromkeys(Knobs._fields, 0.0) | {"sampling": 0.5}  # gamma of cfol
 HIGHEST = {"mixing": 2}
 MAY_BE_NEGATIVE = {("variance", "loss_weight")}
 
@@ -178,24 +178,6 @@ def test_interrupted_and_resumed_equals_uninterrupted(axis, name, tmp_path, monk
         with pytest.raises(Interrupted, match="saved at step"):
             train.fit(config, experiment, tmp_path / "parts")
     assert train.fit(config, experiment, tmp_path / "parts") == whole
-
-
-class StopAfter:
-    """Asks to stop once `number` steps are done."""
-
-    def __init__(self, number):
-        self.number, self.asked = number, 0
-
-    @property
-    def received(self):
-        self.asked += 1
-        return "SIGTERM" if self.asked > self.number else None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
 
 
 @pytest.mark.slow

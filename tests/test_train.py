@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import assemble, run, tiny
+from tiny import StopAfter, assemble, run, tiny
 
 from fairmix_jax import config as config_lib
 from fairmix_jax import optim, plugins, train
@@ -116,7 +116,7 @@ def test_the_attack_writes_no_batch_statistics():
     base = plugins.load("bases", "pgd_at")(apply_fn, attack)
     images = jnp.asarray(experiment.train.images[:4], jnp.float32) / 255
     ones = jnp.ones(4)
-    inputs = StepInput(images, jnp.eye(10)[:4], jnp.arange(4), ones, ones, ones)
+    inputs = StepInput(images, jnp.eye(10)[:4], jnp.arange(4), *[ones] * 4)
     adversarial = base.attack(params, stats, jax.random.key(1), inputs)
     assert calls.count(True) == 0
     result = base.loss(params, stats, inputs, adversarial)
@@ -160,30 +160,12 @@ def test_a_batch_of_one_class_and_absent_classes_work():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
-class Stop:
-    """Asks to stop once `after` steps are done."""
-
-    def __init__(self, after):
-        self.after, self.asked = after, 0
-
-    @property
-    def received(self):
-        self.asked += 1
-        return "SIGTERM" if self.asked > self.after else None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-
 @pytest.mark.parametrize("after", [1, 7])
 def test_interrupted_at_any_step_and_resumed_equals_uninterrupted(after, tmp_path, monkeypatch):
     config = tiny(total_epochs=3, checkpoint__every_epochs=2)
     whole = train.fit(config, build(config), tmp_path / "whole")
     with monkeypatch.context() as patched:
-        patched.setattr(train, "StopRequest", lambda: Stop(after))
+        patched.setattr(train, "StopRequest", lambda: StopAfter(after))
         with pytest.raises(Interrupted, match="SIGTERM: saved at step"):
             train.fit(config, build(config), tmp_path / "parts")
     assert train.fit(config, build(config), tmp_path / "parts") == whole
@@ -260,6 +242,12 @@ def test_schedules_by_hand():
     rates = schedule(schedule="cosine", warmup=0.1)
     np.testing.assert_allclose([rates[i] for i in (0, 5, 10, 55)], [0, 0.5, 1, 0.5], atol=1e-6)
     assert rates[99] < 1e-3
+    rates = schedule(schedule="linear", warmup=0.5)
+    np.testing.assert_allclose([rates[i] for i in (25, 50, 75, 99)], [0.5, 1, 0.5, 0.02], atol=1e-6)
+    rates = schedule(decays=(0.1, 0.5))
+    np.testing.assert_allclose([rates[i] for i in (49, 50, 75)], [1, 0.1, 0.05], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"optim\.decays has 1 numbers for 2"):
+        schedule(decays=(0.1,))
     rates = schedule(warmup=0.1)
     np.testing.assert_allclose([rates[i] for i in (49, 50, 75)], [1, 0.1, 0.01], rtol=1e-5)
 

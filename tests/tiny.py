@@ -46,3 +46,21 @@ def run(config, *, copies=1):
     for batch in data * copies:
         state, metrics = step(state, batch, jax.random.key(7))
     return trainer.initial_state, state, metrics
+
+
+class StopAfter:
+    """Asks to stop once `number` steps are done."""
+
+    def __init__(self, number):
+        self.number, self.asked = number, 0
+
+    @property
+    def received(self):
+        self.asked += 1
+        return "SIGTERM" if self.asked > self.number else None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass

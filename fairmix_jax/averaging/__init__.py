@@ -4,7 +4,3 @@ A file exports `make(*, ...) -> Averaging`; its keyword arguments are config fie
 Averages cover the batch statistics as well as the parameters, so that the averaged
 network is normalised by what its own weights produce.
 """
-
-from pkgutil import extend_path
-
-__path__ = extend_path(__path__, __name__)

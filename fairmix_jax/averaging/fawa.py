@@ -34,7 +34,7 @@ def make(*, decay: float = 0.85, threshold: float = 0.2) -> Averaging:
     if not 0 <= decay < 1:
         raise ValueError(f"averaging.decay={decay} is outside [0, 1); give for example 0.85")
     if not 0 <= threshold <= 1:
-        raise ValueError(f"averaging.threshold={threshold} is outside [0, 1]; the paper has 0.2")
+        raise ValueError(f"averaging.threshold={threshold} is outside [0, 1]; published is 0.2")
 
     def init(weights: Weights):
         return {"weights": jax.tree.map(jnp.copy, weights), "has_begun": jnp.asarray(False)}

@@ -6,7 +6,7 @@ from fairmix_jax.bases import pgd_at
 from fairmix_jax.training_attack import TrainingAttack
 from fairmix_jax.types import ApplyFn, Base, Source
 
-SOURCE = Source("Wong et al. 2020, arXiv 2001.03994", "locuslab/fast_adversarial", "not checked")
+SOURCE = Source("Wong et al. 2020, arXiv 2001.03994", "locuslab/fast_adversarial", "none seen")
 
 
 def make(apply_fn: ApplyFn, attack: TrainingAttack, *, step: float = 1.25) -> Base:
@@ -21,7 +21,12 @@ def make(apply_fn: ApplyFn, attack: TrainingAttack, *, step: float = 1.25) -> Ba
       attack: its radius is used.
       step: in units of the radius; 1.25 in the paper (10/255 at 8/255).
 
+    Raises:
+      ValueError: `step` is not positive.
+
     Reference: Wong et al. 2020, arXiv 2001.03994.
     """
+    if step <= 0:
+        raise ValueError(f"base.step={step} is not positive; the paper's value is 1.25")
     single = dataclasses.replace(attack, num_steps=1, step_size=step * attack.threat.epsilon)
     return pgd_at.make(apply_fn, single)._replace(single_step=True)

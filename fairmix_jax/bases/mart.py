@@ -1,5 +1,6 @@
 """MART: misclassification-aware adversarial training."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -21,12 +22,12 @@ def make(
     start: str = "normal",
     noise: float = 0.001,
 ) -> Base:
-    """Returns the loss `BCE(x') + beta b_y KL(p(x) || p(x')) (1.0000001 - p_y(x))`.
+    """Returns the loss `w_y BCE(x') + beta b_y KL(p(x) || p(x')) (1.0000001 - p_y(x))`.
 
     `BCE(x') = CE(x') - log(1.0001 - max_{k != y} p_k(x'))` is boosted by the strongest wrong
-    class. `x'` ascends the cross-entropy. Batch statistics as in `trades`. Gradients flow
-    through all factors, the last one too. For mixed targets `p_y` is the targets' mean of `p`,
-    and the wrong classes are those without weight.
+    class. `x'` ascends the cross-entropy; `w_y`, `b_y` are the knobs of the class. Batch
+    statistics as in `trades`. Gradients flow through all factors, the last one too. For mixed
+    targets `p_y` is the targets' mean of `p`, and the wrong classes are those without weight.
 
     Guarantees: at a radius of zero the divergence vanishes; `beta = 0` is `BCE` alone.
 
@@ -38,7 +39,7 @@ def make(
       start, noise: of the attack, see `TrainingAttack`.
 
     Raises:
-      ValueError: `beta` is negative.
+      ValueError: `beta` is negative, or unknown start.
 
     Reference: Wang et al. 2020, "Improving adversarial robustness requires revisiting
     misclassified examples"; formulas as described from the official code.
@@ -46,9 +47,11 @@ def make(
     if beta < 0:
         raise ValueError(f"base.beta={beta} is negative; give 0 or more")
 
+    attack = dataclasses.replace(attack, start=start, noise=noise)
+
     def perturb(params, batch_stats, key, inputs: StepInput):
         network = partial(apply_fn, params, batch_stats)
-        return attack(network, key, inputs, start=start, noise=noise)
+        return attack(network, key, inputs)
 
     def loss_fn(params, batch_stats, inputs: StepInput, adversarial) -> BaseLoss:
         clean, robust, stats = both_logits(apply_fn, params, batch_stats, inputs, adversarial)
@@ -58,6 +61,7 @@ def make(
         )
         own = jnp.sum(inputs.targets * jax.nn.softmax(clean), axis=-1)
         penalty = divergence(clean, robust) * (1.0000001 - own)
-        return BaseLoss(boosted + beta * inputs.beta * penalty, robust, stats)
+        losses = inputs.ce_weight * boosted + beta * inputs.beta * penalty
+        return BaseLoss(losses, robust, stats)
 
     return Base(perturb, loss_fn)

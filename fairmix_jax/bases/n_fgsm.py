@@ -6,7 +6,7 @@ from fairmix_jax.bases import pgd_at
 from fairmix_jax.training_attack import TrainingAttack
 from fairmix_jax.types import ApplyFn, Base, Source
 
-SOURCE = Source("de Jorge et al. 2022, arXiv 2202.01181", "pdejorge/N-FGSM", "not checked")
+SOURCE = Source("de Jorge et al. 2022, arXiv 2202.01181", "pdejorge/N-FGSM", "MIT")
 
 
 def make(
@@ -15,7 +15,8 @@ def make(
     """Returns `pgd_at` with one step of `step * epsilon` from noise that may leave the ball.
 
     The start is uniform in `noise * epsilon` around the image, and neither it nor the result
-    is brought back to the radius, only to the bounds. That keeps the network from learning
+    is brought back to the radius, only to the bounds (and to `noise + step` times a radius
+    that a rule has made smaller than the step). That keeps the network from learning
     to defeat the single step, at the price of inputs up to `(noise + step) epsilon` away.
 
     Guarantees: with a radius of zero it equals `standard`.
@@ -25,9 +26,13 @@ def make(
       attack: its radius is used; `num_steps` and `step_size` are not.
       noise, step: in units of the radius.
 
-    Reference: de Jorge et al. 2022, arXiv 2202.01181 (recalled, not read again; their
-    recommendation is `noise=2, step=1`).
+    Raises:
+      ValueError: `noise` is negative, or `step` not positive.
+
+    Reference: de Jorge et al. 2022, arXiv 2202.01181; defaults of the official code.
     """
+    if noise < 0 or step <= 0:
+        raise ValueError(f"base.noise={noise}, base.step={step}; give at least 0 and above 0")
     reach = noise + step
     single = dataclasses.replace(
         attack,

@@ -1,5 +1,6 @@
 """Adversarial training on PGD examples."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -23,7 +24,12 @@ _LOSSES = {
 
 
 def make(
-    apply_fn: ApplyFn, attack: TrainingAttack, *, loss: str = "ce", start: str = "uniform"
+    apply_fn: ApplyFn,
+    attack: TrainingAttack,
+    *,
+    loss: str = "ce",
+    start: str = "uniform",
+    noise: float = 0.001,
 ) -> Base:
     """Returns the loss `L(f(x'), target)` at `x'` that the attack finds around `x`.
 
@@ -38,23 +44,26 @@ def make(
       attack: how to perturb.
       loss: `"ce"`, the cross-entropy; `"squared"`, the squared error of the logits to the
         target; `"zero_one"`, the probability of a wrong class, a smooth 0-1 loss.
-      start: of the attack: `"uniform"`, `"normal"` or `"none"`, see `TrainingAttack`.
+      start, noise: of the attack, see `TrainingAttack`.
 
     Raises:
-      ValueError: unknown loss.
+      ValueError: unknown loss or start.
 
     Reference: Madry et al. 2018, arXiv 1706.06083 (with the cross-entropy).
     """
     if loss not in _LOSSES:
         raise ValueError(f"base.loss={loss!r} is unknown; choose one of {', '.join(_LOSSES)}")
 
+    attack = dataclasses.replace(attack, start=start, noise=noise)
+
     def perturb(params, batch_stats, key, inputs: StepInput):
-        return attack(partial(apply_fn, params, batch_stats), key, inputs, start=start)
+        return attack(partial(apply_fn, params, batch_stats), key, inputs)
 
     def loss_fn(params, batch_stats, inputs: StepInput, adversarial) -> BaseLoss:
         logits, new_stats = apply_fn(
             params, batch_stats, inputs.after_attack(adversarial), train=True, hidden=inputs.hidden
         )
-        return BaseLoss(_LOSSES[loss](logits, inputs.targets), logits, new_stats)
+        losses = inputs.ce_weight * _LOSSES[loss](logits, inputs.targets)
+        return BaseLoss(losses, logits, new_stats)
 
     return Base(perturb, loss_fn)

@@ -16,6 +16,7 @@ def make(apply_fn: ApplyFn, attack: TrainingAttack) -> Base:
         logits, batch_stats = apply_fn(
             params, batch_stats, inputs.after_attack(images), train=True, hidden=inputs.hidden
         )
-        return BaseLoss(optax.softmax_cross_entropy(logits, inputs.targets), logits, batch_stats)
+        losses = inputs.ce_weight * optax.softmax_cross_entropy(logits, inputs.targets)
+        return BaseLoss(losses, logits, batch_stats)
 
     return Base(lambda params, batch_stats, key, inputs: inputs.images, loss_fn)

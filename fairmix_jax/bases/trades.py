@@ -1,5 +1,6 @@
 """TRADES: cross-entropy on clean inputs plus agreement with adversarial ones."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -22,11 +23,12 @@ def make(
     clean_gradient: bool = True,
     normalize: bool = False,
 ) -> Base:
-    """Returns the loss `CE(f(x), target) + beta b_y KL(p(x) || p(x'))`.
+    """Returns the loss `w_y CE(f(x), target) + beta b_y KL(p(x) || p(x'))`.
 
-    `x'` ascends that divergence from the attack's starting noise, `b_y` is the class's knob.
-    The loss is taken with batch statistics, of `x` and of `x'` apart, and the running ones
-    see `x`, then `x'`. (The original passes `x` a second time, for the same values.)
+    `x'` ascends that divergence from the attack's starting noise; `w_y`, `b_y` are the knobs
+    of the class. The loss is taken with batch statistics, of `x` and of `x'` apart, and the
+    running ones see `x`, then `x'`. The original passes `x` a third time, for the same loss;
+    its running statistics see `x` twice.
 
     Guarantees: with `beta = 0`, or a radius of zero, losses and gradients are those of
     `standard`; the running statistics have seen one pass more.
@@ -42,25 +44,27 @@ def make(
         2023) does: the same loss with a smaller step.
 
     Raises:
-      ValueError: `beta` is negative.
+      ValueError: `beta` is negative, or unknown start.
 
     Reference: Zhang et al. 2019, arXiv 1901.08573.
     """
     if beta < 0:
         raise ValueError(f"base.beta={beta} is negative; give 0 or more")
 
+    attack = dataclasses.replace(attack, start=start, noise=noise)
+
     def perturb(params, batch_stats, key, inputs: StepInput):
         network = partial(apply_fn, params, batch_stats)
-        clean = jax.nn.softmax(network(inputs.images, train=False)[0])
-        return attack(network, key, inputs, start=start, noise=noise, loss="kl", compare=clean)
+        mode = attack.batch_norm == "train"
+        clean = jax.nn.softmax(network(inputs.images, train=mode)[0])
+        return attack(network, key, inputs, loss="kl", compare=clean)
 
     def loss_fn(params, batch_stats, inputs: StepInput, adversarial) -> BaseLoss:
         clean, robust, stats = both_logits(apply_fn, params, batch_stats, inputs, adversarial)
         anchor = clean if clean_gradient else lax.stop_gradient(clean)
         weight = beta * inputs.beta
-        losses = optax.softmax_cross_entropy(clean, inputs.targets) + weight * divergence(
-            anchor, robust
-        )
+        losses = inputs.ce_weight * optax.softmax_cross_entropy(clean, inputs.targets)
+        losses += weight * divergence(anchor, robust)
         return BaseLoss(losses / (1 + weight) if normalize else losses, robust, stats)
 
     return Base(perturb, loss_fn)

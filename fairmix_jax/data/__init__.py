@@ -5,14 +5,11 @@ keyword arguments are config fields. Any other name is looked up in TFDS.
 """
 
 from collections.abc import Mapping
-from pkgutil import extend_path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fairmix_jax.errors import UsageError
-
-__path__ = extend_path(__path__, __name__)
 
 
 class Split(NamedTuple):

@@ -6,9 +6,6 @@ config fields. The module maps *normalised* images to logits and takes `train` a
 `_adapter.py` turns them into pure functions.
 """
 
-from pkgutil import extend_path
-
 from fairmix_jax.models._adapter import build
 
 __all__ = ["build"]
-__path__ = extend_path(__path__, __name__)

@@ -1,16 +1,12 @@
 """Rules: from class statistics to knobs per class, one file each.
 
 A file exports `make(num_classes, *, ...) -> Rule` and `SOURCE`; the keyword arguments of
-`make` are config fields, and their defaults the paper's values.
+`make` are config fields, and their defaults the published values.
 """
-
-from pkgutil import extend_path
 
 import jax.numpy as jnp
 
 from fairmix_jax.types import Array, Knobs
-
-__path__ = extend_path(__path__, __name__)
 
 
 def knobs(num_classes: int, **changes: Array) -> Knobs:

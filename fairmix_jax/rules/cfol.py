@@ -29,13 +29,14 @@ def make(
     Guarantees: no class is drawn less than `gamma` times its share; `learning_rate = 0`
     gives equal frequencies (then still drawn with replacement).
 
-    Edge cases: the paper draws the class from `p` alone, so it also balances the classes of
-    a data set that is not balanced; here a class keeps its share, times `K p_c`.
+    Edge cases: the original draws the class from `p` alone, so it also balances the classes
+    of a data set that is not balanced; here a class keeps its share, times `K p_c`.
 
     Args:
       num_classes: `K`.
       gamma: share of uniform draws, in (0, 1].
-      learning_rate: of `w`; grows by about `N * learning_rate * error_c` an epoch.
+      learning_rate: of `w`, which grows by about `N * learning_rate * error_c` an epoch of
+        `N` draws by sampling.
       by: `"sampling"`, or `"weight"`: draw uniformly and weigh the loss by `K p_c`.
 
     Raises:
@@ -44,7 +45,7 @@ def make(
     Reference: Pethick et al. 2023, arXiv 2302.08872; defaults of the official experiment.
     """
     if not 0 < gamma <= 1:
-        raise ValueError(f"rule.gamma={gamma} is outside (0, 1]; the paper's value is 0.5")
+        raise ValueError(f"rule.gamma={gamma} is outside (0, 1]; published is 0.5")
     knob = {"sampling": "sampling", "weight": "loss_weight"}.get(by)
     if knob is None:
         raise ValueError(f"rule.by={by!r} is unknown; choose sampling or weight")

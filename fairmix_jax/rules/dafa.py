@@ -1,4 +1,4 @@
-"""DAFA: radius and loss weight from how near the classes are to each other."""
+"""DAFA: radius and loss weight, set once, from how near the classes are to each other."""
 
 import jax.numpy as jnp
 
@@ -6,9 +6,7 @@ from fairmix_jax.class_statistics import class_mean
 from fairmix_jax.rules import knobs
 from fairmix_jax.types import Array, EpochStatistics, Knobs, Rule, Source
 
-SOURCE = Source("Lee et al. 2024, ICLR", "rucy74/DAFA", "none")
-
-_SMALLEST = 0.01
+SOURCE = Source("Lee et al. 2024, arXiv 2401.12532", "rucy74/DAFA", "none")
 
 
 def make(num_classes: int, *, warmup_epochs: int = 70, strength: float = 1.0) -> Rule:
@@ -16,20 +14,25 @@ def make(num_classes: int, *, warmup_epochs: int = 70, strength: float = 1.0) ->
 
     After `warmup_epochs` it is set once, from the mean softmax of the epoch's adversarial
     training examples, see `class_weights`. With TRADES and MART the robust term is not
-    weighted, as in the official code (the paper's words say otherwise).
+    weighted, as in the official code (the paper's words say otherwise). With PGD-AT the
+    official code doubles the steps and clips to the plain radius; ours does neither.
 
     Guarantees: `strength = 0` is `none`.
 
-    Edge cases: `W` below 0.01, possible for large strengths, is raised to it.
+    Edge cases: a negative `W`, possible for large strengths, is raised to 0.
 
     Args:
       num_classes: `K`.
       warmup_epochs: 70 of the published 110.
       strength: 1.0 for CIFAR-10, 1.5 for CIFAR-100.
 
-    Reference: Lee et al. 2024, "DAFA: Distance-Aware Fair Adversarial Training"; formulas as
-    described from the official code.
+    Raises:
+      ValueError: `warmup_epochs` is below 1.
+
+    Reference: Lee et al. 2024, arXiv 2401.12532; formulas as described from the official code.
     """
+    if warmup_epochs < 1:
+        raise ValueError(f"rule.warmup_epochs={warmup_epochs} is not an epoch; give 1 or more")
 
     def update(state: Array, statistics: EpochStatistics) -> Array:
         counts = statistics.train.counts.total
@@ -40,7 +43,7 @@ def make(num_classes: int, *, warmup_epochs: int = 70, strength: float = 1.0) ->
     return Rule(
         lambda: jnp.ones(num_classes),
         to_knobs,
-        sets=("loss_weight", "radius", "step_size", "beta"),
+        sets=("ce_weight", "radius", "step_size"),
         reads=("train",),
         update=update,
     )
@@ -65,11 +68,9 @@ def class_weights(confusion: Array, *, strength: float) -> Array:
     moved = jnp.where(is_harder, gain, -gain.T)
     is_pair = (certainty[:, None] > 0) & (certainty[None] > 0)
     is_pair &= ~jnp.eye(len(confusion), dtype=bool)
-    return jnp.maximum(1 + strength * jnp.sum(jnp.where(is_pair, moved, 0.0), axis=1), _SMALLEST)
+    return jnp.maximum(1 + strength * jnp.sum(jnp.where(is_pair, moved, 0.0), axis=1), 0.0)
 
 
 def to_knobs(weights: Array) -> Knobs:
-    """Returns the knobs of the weights `[K]`: the robust term keeps the weight 1."""
-    return knobs(
-        len(weights), loss_weight=weights, radius=weights, step_size=weights, beta=1 / weights
-    )
+    """Returns the knobs of the weights `[K]`; the robust term is not weighted."""
+    return knobs(len(weights), ce_weight=weights, radius=weights, step_size=weights)

@@ -21,12 +21,12 @@ def make(num_classes: int, *, ball_radius: float = 0.5) -> Rule:
 
     Guarantees: `ball_radius = 0` is `none`.
 
-    Edge cases: classes absent from the batch are left out of `U` and weigh 1 (the official
-    code gives them a margin of zero and with it a share of `p`).
+    Edge cases: classes absent from the batch are left out of `U` and weigh 1 (in the official
+    code they have `n_c m_c = 0`, more than most, and with it a share of `p`).
 
     Args:
       num_classes: `K`.
-      ball_radius: 0.5 in the paper's tables, 1.0 the default of its script.
+      ball_radius: 0.5 in the logs of the official repository, 1.0 the default of its script.
 
     Raises:
       ValueError: `ball_radius` is outside [0, 9].
@@ -34,7 +34,7 @@ def make(num_classes: int, *, ball_radius: float = 0.5) -> Rule:
     Reference: Zhang et al. 2024, arXiv 2402.17729; the solver is ours.
     """
     if not 0 <= ball_radius <= 9:
-        raise ValueError(f"rule.ball_radius={ball_radius} is outside [0, 9]; the paper has 0.5")
+        raise ValueError(f"rule.ball_radius={ball_radius} is outside [0, 9]; published is 0.5")
 
     def observe(state: Array, statistics: ClassStatistics) -> Array:
         del state

@@ -25,14 +25,14 @@ def make(
       up some of their accuracy and moves the boundary in favour of the others.
     * `signal="boundary"`: `a = (r - mean(r)) (1 - min(z^2, 4))` with `z = Phi^-1(r)`.
 
-    Derivation (docs/theory.md, S13). In the two-class Gaussian model mixing multiplies a
+    Derivation (docs/theory.md, S16). In the two-class Gaussian model mixing multiplies a
     class's variance by `s < 1`. The optimal boundary is where the densities are equal, and
-    there `d log density / d s = (z^2 - 1) / 2`. So mixing a class a little more pushes the
-    boundary towards it if `z^2 > 1`, a training risk below 15.9 % (or above 84.1 %), and away
-    from it, in its favour, otherwise. Mixing an easy class narrows the gap in the first case
-    and mixing a hard class in the second; `"boundary"` has that sign for every risk, `"easy"`
-    only where the easy classes' risk is below 15.9 %. With more classes or another model than
-    a linear one both are conjectures.
+    there `d log density / d s = (z^2 - 1) / 2`: mixing a class a little more pushes the
+    boundary towards it if `z^2 > 1`, a risk below 15.9 % (or above 84.1 %), and away from it,
+    in its favour, otherwise. At equal mean strength, to first order, `"boundary"` therefore
+    never does worse than uniform mixing while `z^2 <= 4`; `"easy"` does better exactly if the
+    two classes' `z^2` sum to more than 2, and worse if not. With more classes, or another
+    model than a linear one, both are conjectures.
 
     Guarantees: `gain = 0` is `none`; equal risks give ones, so the rule rests once it has won.
     Classes without validation examples keep the strength 1.

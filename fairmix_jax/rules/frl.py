@@ -36,12 +36,13 @@ def make(
     default its "Reweight + Remargin". For bases without a robust term `m1` has no effect.
 
     Where we differ from the official code: it divides by the weights' mean over the batch,
-    we by that over the classes; it validates before the first epoch too.
+    we by that over the classes; it validates before the first epoch too; it passes the clean
+    batch a third time, see `trades`.
 
     Args:
       num_classes: `K`.
       tolerance: accepted excess of both errors.
-      rate: of the loss multipliers; halved after every `halve_every` epochs.
+      rate: of the loss multipliers; halved for the update before every `halve_every`-th epoch.
       radius_rate: of the radius multipliers.
       limit: largest sum of the multipliers of a loss, in (0, 1].
       halve_every: in epochs.
@@ -52,7 +53,7 @@ def make(
     Reference: Xu et al. 2021, arXiv 2010.06121; formulas as described from the official code.
     """
     if not 0 < limit <= 1:
-        raise ValueError(f"rule.limit={limit} is outside (0, 1]; the paper's value is 0.5")
+        raise ValueError(f"rule.limit={limit} is outside (0, 1]; published is 0.5")
 
     def init() -> dict[str, Array]:
         return {name: jnp.zeros(num_classes) for name in ("clean", "robust", "radius")}
@@ -72,8 +73,8 @@ def make(
         radius = jnp.clip(jnp.exp(2 * state["radius"]), 0.98, 3.0)
         return knobs(
             num_classes,
-            loss_weight=clean,
-            beta=robust / jnp.maximum(clean, 1e-6),
+            ce_weight=clean,
+            beta=robust,
             radius=radius,
             step_size=jnp.full(num_classes, jnp.max(radius)),
         )
@@ -86,7 +87,7 @@ def make(
         total = statistics.clean.total.astype(jnp.float32)
         clean, robust = accuracy(statistics.clean), accuracy(statistics.robust)
         clean_excess, boundary_excess = excess(1 - clean, total), excess(clean - robust, total)
-        halvings = (statistics.epoch // halve_every).astype(jnp.float32)
+        halvings = ((statistics.epoch + 1) // halve_every).astype(jnp.float32)
         step = rate * 0.5**halvings
         return {
             "clean": cap(state["clean"] + step * clean_excess),
@@ -97,7 +98,7 @@ def make(
     return Rule(
         init,
         to_knobs,
-        sets=("loss_weight", "beta", "radius", "step_size"),
+        sets=("ce_weight", "beta", "radius", "step_size"),
         reads=("clean", "robust"),
         update=update,
     )

@@ -24,6 +24,8 @@ from fairmix_jax.types import (
 from fairmix_jax.validation import Seen, Validator, overfits_single_step
 from fairmix_jax.writers import JsonlWriter, MultiWriter, TensorBoardWriter
 
+_PGD = "val_single_step/pgd_average"
+
 
 class EpochEnd:
     """What happens after an epoch: validation, the rule's update, best weights, the log.
@@ -39,10 +41,9 @@ class EpochEnd:
         self._config, self._trainer = config, trainer
         self._directory = workdir / "checkpoints"
         self._best = Checkpoints(self._directory / "best", max_to_keep=1)
-        self._writer = MultiWriter(
-            JsonlWriter(workdir / "metrics.jsonl", last_step=step),
-            TensorBoardWriter(workdir, last_step=step),
-        )
+        log = JsonlWriter(workdir / "metrics.jsonl", last_step=step)
+        self._best_pgd = max([0.0, *(line.get(_PGD, 0.0) for line in log.earlier)])
+        self._writer = MultiWriter(log, TensorBoardWriter(workdir, last_step=step))
         self._class_names = experiment.dataset.class_names
         self._validator = Validator(
             experiment,
@@ -121,16 +122,19 @@ class EpochEnd:
 
     def _single_step(self, seen: Seen) -> dict[str, float]:
         """Reports a base that takes one step, and catastrophic overfitting to it."""
-        if not self._trainer.frozen_base.single_step or seen.base is None:
+        if not self._trainer.frozen_base.single_step or seen.base is None or seen.counts is None:
             return {}
-        is_overfitted = overfits_single_step(seen)
+        both = seen.base.counts, seen.counts.robust
+        own, pgd = (float(metrics.summarize(*counts)["average"]) for counts in both)
+        is_overfitted = overfits_single_step(own, pgd, self._best_pgd)
+        self._best_pgd = max(self._best_pgd, pgd)
         if is_overfitted:
             console.print(
                 "catastrophic overfitting: the network withstands its own single-step attack, "
                 "not PGD; try base.name=n_fgsm or pgd_at, or a smaller attack.epsilon"
             )
-        own = self._scalars("val_single_step", seen.base.counts)
-        return own | {"catastrophic_overfitting": float(is_overfitted)}
+        scalars = self._scalars("val_single_step", seen.base.counts)
+        return scalars | {_PGD: pgd, "catastrophic_overfitting": float(is_overfitted)}
 
     def _knobs(self, state: TrainState) -> dict[str, float]:
         """The knobs of the next epoch, those that the rule sets."""

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fairmix_jax import attacks, class_statistics, evaluate
 from fairmix_jax.data import batches
@@ -116,15 +115,19 @@ def _base_statistics(
     return class_statistics.measure(result.logits, result.losses, batch, num_classes=num_classes)
 
 
-def overfits_single_step(seen: Seen) -> bool:
-    """Whether the network withstands its own one-step attack, but not PGD.
+def overfits_single_step(single_step: float, pgd: float, best_pgd: float) -> bool:
+    """Whether a network withstands its own one-step attack, but no longer PGD.
 
-    True if PGD leaves less than half the accuracy that the base's attack leaves, on the same
-    validation images. Sound single-step training keeps the two within a few points; after
-    catastrophic overfitting PGD leaves next to nothing (Wong et al. 2020, arXiv 2001.03994).
-    The half is our choice.
+    True if PGD leaves less than half the accuracy that the base's own attack leaves, and
+    that is a collapse: less than half of the best that PGD left in an earlier epoch, or
+    less than a tenth of an accuracy above one half. A network that is not yet robust to
+    anything is not meant. The limits are our choice; in sound single-step training the two
+    accuracies are within some points of each other, and after catastrophic overfitting PGD
+    leaves next to nothing (Wong et al. 2020, arXiv 2001.03994).
+
+    Args:
+      single_step, pgd: accuracies of the current weights on the validation set.
+      best_pgd: the largest `pgd` of the earlier validations, 0 if there is none.
     """
-    if seen.counts is None or seen.base is None:
-        return False
-    own, pgd = (int(np.sum(counts.correct)) for counts in (seen.base.counts, seen.counts.robust))
-    return pgd < 0.5 * own
+    is_collapse = pgd < 0.5 * best_pgd or (single_step > 0.5 and pgd < 0.1 * single_step)
+    return pgd < 0.5 * single_step and is_collapse

@@ -19,7 +19,11 @@ class MetricWriter(Protocol):
 
 
 class JsonlWriter:
-    """One JSON object a line, flushed at once: the record that survives a crash."""
+    """One JSON object a line, flushed at once: the record that survives a crash.
+
+    Attributes:
+      earlier: the lines that were there, of steps up to the last one.
+    """
 
     def __init__(self, path: Path, *, last_step: int):
         """Opens the file for appending, dropping lines of steps after `last_step`.
@@ -35,6 +39,7 @@ class JsonlWriter:
                 except (json.JSONDecodeError, KeyError):
                     continue  # a line cut short by a crash; its step is repeated
         path.write_text("".join(line + "\n" for line in kept))
+        self.earlier = [json.loads(line) for line in kept]
         self._file = path.open("a")
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from scipy import stats
-from statistics_of_classes import class_statistics
 from tiny import StopAfter, assemble, tiny
 
 from fairmix_jax import config as config_lib
@@ -201,14 +200,45 @@ def test_fawa_names_wrong_numbers(options):
 
 
 @pytest.mark.parametrize(
-    "single, pgd, is_overfitted", [(90, 5, True), (60, 52, False), (60, 29, True), (0, 0, False)]
+    "single_step, pgd, best_pgd, is_overfitted",
+    [
+        (0.85, 0.02, 0.40, True),  # what happens on CIFAR-10: the robustness of before is gone
+        (0.85, 0.02, 0.00, True),  # it never was there
+        (0.50, 0.15, 0.40, True),
+        (0.55, 0.48, 0.48, False),  # sound
+        (0.77, 0.47, 0.49, False),  # a weak single step, digits at 0.3
+        (0.21, 0.05, 0.00, False),  # early: robust to nothing yet
+        (0.20, 0.15, 0.40, False),  # worse against both, which is something else
+    ],
 )
-def test_catastrophic_overfitting_is_a_gap_between_the_two_attacks(single, pgd, is_overfitted):
-    none = np.zeros(2)
-    base = class_statistics([50, 50], [single // 2] * 2, none, none, np.zeros((2, 2)))
-    robust = ClassCounts(base.counts.total, jnp.asarray([pgd - pgd // 2, pgd // 2], jnp.int32))
-    seen = validation.Seen(validation.Measured(base.counts, robust), base)
-    assert validation.overfits_single_step(seen) == is_overfitted
+def test_catastrophic_overfitting_is_a_collapse_against_pgd_alone(
+    single_step, pgd, best_pgd, is_overfitted
+):
+    assert validation.overfits_single_step(single_step, pgd, best_pgd) == is_overfitted
+
+
+def test_catastrophic_overfitting_is_reported_and_survives_an_interruption(
+    tmp_path, monkeypatch, capsys
+):
+    """A run whose best PGD accuracy, in an earlier process, was 1, and which is now far from it."""
+    config = tiny(base__name="fgsm_rs", total_epochs=3, checkpoint__every_epochs=1)
+    config.validation.every_epochs = 1
+    experiment = build(config)
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "StopRequest", lambda: StopAfter(6))
+        with pytest.raises(Interrupted):
+            train.fit(config, experiment, tmp_path)
+    log = tmp_path / "metrics.jsonl"
+    first = json.loads(log.read_text()) | {"val_single_step/pgd_average": 1.0}
+    log.write_text(json.dumps(first) + "\n")
+    weak = ClassCounts(jnp.full(10, 9, jnp.int32), jnp.zeros(10, jnp.int32))
+    monkeypatch.setattr(
+        validation.Validator, "counts", lambda self, weights: validation.Measured(weak, weak)
+    )
+    train.fit(config, experiment, tmp_path)
+    lines = metrics(tmp_path)
+    assert [line["catastrophic_overfitting"] for line in lines] == [0.0, 1.0, 1.0]
+    assert "catastrophic overfitting: the network withstands" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["fgsm_rs", "n_fgsm"])

@@ -10,22 +10,17 @@ inverted), class weights of strength 1 after 70 epochs. The original does not no
 Published: not available (the table is an image, not read). Ours: not run.
 """
 
-from configs import base, cifar10_pgd_at
+from configs import base, cifar10_trades
 
 
 def get_config(arg: str = ""):
     """Returns the config; `:smoke` trains a narrow network on 500 images and tests on 100."""
     smoke = base.variant(arg)
-    config = cifar10_pgd_at.get_config(arg).unlock()
-    config.model.name = "resnet"
-    config.base.name = "trades"
-    config.base.beta = 6.0
+    config = cifar10_trades.get_config(arg).unlock()
     config.rule.name = "dafa"
     config.rule.warmup_epochs = 1 if smoke else 70
-    config.attack.epsilon = 0.031
-    config.attack.step_size = 0.007
-    config.attack.batch_norm = "eval"
     config.optim.nesterov = True
+    config.optim.weight_decay = 5e-4
     config.optim.milestones = (99 / 110, 104 / 110)
     if not smoke:
         config.total_epochs = 110

@@ -10,22 +10,14 @@ strong classes from the first.
 Published: not available (the paper was not read). Ours: not run.
 """
 
-from configs import base, cifar10_pgd_at
+from configs import base, cifar10_dafa
 
 
 def get_config(arg: str = ""):
     """Returns the config; `:smoke` trains a narrow network on 500 images and tests on 100."""
     smoke = base.variant(arg)
-    config = cifar10_pgd_at.get_config(arg).unlock()
-    config.model.name = "resnet"
-    config.base.name = "trades"
-    config.base.beta = 6.0
+    config = cifar10_dafa.get_config(arg).unlock()
     config.rule.name = "trix"
-    config.rule.warmup_epochs = 1 if smoke else 70
-    config.attack.epsilon = 0.031
-    config.attack.step_size = 0.007
-    config.attack.batch_norm = "eval"
-    config.optim.nesterov = True
     config.optim.milestones = (139 / 150, 144 / 150)
     if not smoke:
         config.total_epochs = 150

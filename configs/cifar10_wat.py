@@ -10,21 +10,14 @@ set validate.
 Published: not available (the paper's tables were not read). Ours: not run.
 """
 
-from configs import base, cifar10_pgd_at
+from configs import base, cifar10_trades
 
 
 def get_config(arg: str = ""):
     """Returns the config; `:smoke` trains a narrow network on 500 images and tests on 100."""
     smoke = base.variant(arg)
-    config = cifar10_pgd_at.get_config(arg).unlock()
-    config.model.name = "resnet"
-    config.base.name = "trades"
-    config.base.beta = 6.0
+    config = cifar10_trades.get_config(arg).unlock()
     config.rule.name = "wat"
-    config.attack.epsilon = 0.031
-    config.attack.step_size = 0.007
-    config.attack.batch_norm = "eval"
-    config.optim.weight_decay = 2e-4
     config.optim.milestones = (0.74, 0.89, 0.99)
     config.data.val_fraction = 0.06
     if not smoke:

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
+from fairmix_jax import intervals
+
 _RESAMPLES = 10_000
 
 
@@ -46,34 +48,27 @@ def _statistics(accuracy: np.ndarray, present: np.ndarray) -> dict[str, np.ndarr
     }
 
 
-def bootstrap(
+def average_interval(
     class_total: ArrayLike, class_correct: ArrayLike, *, level: float = 0.95
-) -> dict[str, list[float]]:
-    """Returns percentile intervals of average, worst class and gap over the test images.
+) -> list[float]:
+    """Returns the percentile interval of the average over the test images, `[low, high]`.
 
     Images are resampled with replacement within their class, 10,000 times, which for
     counts is a binomial draw a class. The draw is fixed, so equal counts give equal
-    intervals. The interval covers the choice of test images only, not the training seed;
-    the minimum over classes is biased downwards, and so is its interval.
+    intervals.
 
     Args:
       class_total, class_correct: as in `summarize`.
       level: of the interval.
 
-    Returns: `{"average": [low, high], "worst_class": [low, high], "gap": [low, high]}`.
-
     Reference: Efron and Tibshirani 1993, chapter 13.
     """
     total, correct = np.asarray(class_total), np.asarray(class_correct)
-    present = total > 0
-    probability = correct / np.where(present, total, 1)
-    draws = np.random.default_rng(0).binomial(total, probability, (_RESAMPLES, len(total)))
-    resampled = _statistics(draws / np.where(present, total, 1), present)
+    total, correct = total[total > 0], correct[total > 0]
+    draws = np.random.default_rng(0).binomial(total, correct / total, (_RESAMPLES, len(total)))
+    averages = np.mean(draws / total, axis=1)
     tail = (1 - level) / 2
-    return {
-        name: [float(q) for q in np.quantile(resampled[name], (tail, 1 - tail))]
-        for name in ("average", "worst_class", "gap")
-    }
+    return [float(q) for q in np.quantile(averages, (tail, 1 - tail))]
 
 
 def mean_interval(values: ArrayLike, *, level: float = 0.95) -> tuple[float, float]:
@@ -97,14 +92,25 @@ def result(
     *,
     seconds: float,
 ) -> dict[str, Any]:
-    """Returns one attack's entry of `evaluation.json`."""
+    """Returns one attack's entry of `evaluation.json`.
+
+    `ci95` covers the choice of test images, not the training seed. `worst_class` and `gap`
+    are those of the counts, which are biased (see `intervals`); `corrected` has the
+    estimates without that bias.
+    """
     summary = summarize(class_total, class_correct)
     worst = int(summary.pop("worst_class_index"))
+    extremes = {
+        "worst_class": intervals.worst_class(class_total, class_correct),
+        "gap": intervals.gap(class_total, class_correct),
+    }
     return {
         "class_total": np.asarray(class_total).tolist(),
         "class_correct": np.asarray(class_correct).tolist(),
         **summary,
         "worst_class_name": class_names[worst],
-        "ci95": bootstrap(class_total, class_correct),
+        "corrected": {name: interval.estimate for name, interval in extremes.items()},
+        "ci95": {"average": average_interval(class_total, class_correct)}
+        | {name: [interval.low, interval.high] for name, interval in extremes.items()},
         "seconds": round(seconds, 3),
     }

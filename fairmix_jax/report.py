@@ -167,7 +167,7 @@ def _summary(groups: Sequence[Group], attacks: Sequence[str]) -> Table:
     what = (
         "mean ± 95 % t interval over seeds, differences paired by seed"
         if any(len(own) > 1 for own in seeds)
-        else "[95 % bootstrap interval over test images]"
+        else "[95 % interval over test images]"
     )
     caption = (
         f"{evaluation['dataset']}, {evaluation['threat']['norm']} radius "

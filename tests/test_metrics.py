@@ -47,15 +47,15 @@ def test_absent_classes_do_not_count():
     }
 
 
-def test_bootstrap_of_the_average_agrees_with_the_normal_approximation():
-    interval = metrics.bootstrap([1000] * 10, [300] * 10)["average"]
+def test_interval_of_the_average_agrees_with_the_normal_approximation():
+    interval = metrics.average_interval([1000] * 10, [300] * 10)
     error = (0.3 * 0.7 / 10_000) ** 0.5
     np.testing.assert_allclose(interval, [0.3 - 1.96 * error, 0.3 + 1.96 * error], atol=4e-4)
 
 
-def test_bootstrap_is_fixed_and_certain_where_nothing_varies():
-    assert metrics.bootstrap([9, 9], [4, 7]) == metrics.bootstrap([9, 9], [4, 7])
-    assert metrics.bootstrap([9, 9], [9, 0])["gap"] == [1.0, 1.0]
+def test_interval_of_the_average_is_fixed_and_certain_where_nothing_varies():
+    assert metrics.average_interval([9, 9], [4, 7]) == metrics.average_interval([9, 9], [4, 7])
+    assert metrics.average_interval([9, 0, 9], [9, 0, 0]) == [0.5, 0.5]
 
 
 def test_t_interval_by_hand():
@@ -69,7 +69,9 @@ def test_result_has_the_fields_of_the_contract():
     result = metrics.result([10, 10], [9, 4], ["cat", "car"], seconds=1.23456)
     assert set(result) == {
         "class_total", "class_correct", "average", "worst_class", "worst_class_name", "gap",
-        "std", "ci95", "seconds",
+        "std", "corrected", "ci95", "seconds",
     }  # fmt: skip
     assert result["worst_class_name"] == "car" and result["seconds"] == 1.235
     assert set(result["ci95"]) == {"average", "worst_class", "gap"}
+    low, high = result["ci95"]["worst_class"]
+    assert low < result["corrected"]["worst_class"] < high

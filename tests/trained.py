@@ -18,7 +18,7 @@ def digit_network(seed: int, workdir: Path) -> tuple[Partial, Weights, dict]:
     config.validation.every_epochs = 12
     built = experiment.build(config)
     train.fit(config, built, workdir)
-    weights, _ = evaluate.load_weights(config, built, workdir)
+    weights, _ = evaluate.load_weights(workdir, config.evaluate.weights, built)
 
     def logits_fn(weights, images):
         return built.model.apply(weights.params, weights.batch_stats, images, train=False)[0]

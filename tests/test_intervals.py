@@ -1,0 +1,131 @@
+"""Intervals of the worst class and the gap: coverage, bias, and cases known exactly."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import special
+
+from fairmix_jax import intervals, metrics
+
+TRUTHS = {
+    "published": [0.524, 0.678, 0.311, 0.318, 0.339, 0.369, 0.376, 0.468, 0.592, 0.576],
+    "one_apart": [0.55, 0.65, 0.35, 0.20, 0.30, 0.36, 0.50, 0.52, 0.60, 0.58],
+    "all_equal": [0.5] * 10,
+    "two_equal": [0.3, 0.3] + [0.6] * 8,
+    "three_near": [0.30, 0.31, 0.32] + [0.6] * 7,
+}
+COUNTS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=6)
+
+
+def levels(truth, total, repetitions, level_at, value):
+    rng = np.random.default_rng(0)
+    return np.array(
+        [level_at(total, rng.binomial(total, truth), value) for _ in range(repetitions)]
+    )
+
+
+def coverage(levels):
+    """An interval holds the truth exactly if the observed statistic's level there is central."""
+    return np.mean((levels >= 0.025) & (levels <= 0.975))
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+def test_worst_class_is_covered_as_often_as_claimed(name):
+    """2,000 repetitions, whose standard error is half a point; 1,000 images a class."""
+    truth = np.asarray(TRUTHS[name])
+    found = levels(truth, [1000] * 10, 2000, intervals.worst_class_level, truth.min())
+    assert 0.93 <= coverage(found) <= 0.98
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+def test_gap_is_covered_as_often_as_claimed(name):
+    truth = np.asarray(TRUTHS[name])
+    found = levels(truth, [200] * 10, 1000, intervals.gap_level, np.ptp(truth))
+    assert 0.93 <= coverage(found) <= 0.975
+
+
+@pytest.mark.parametrize("name", ["published", "all_equal"])
+def test_average_is_covered_as_often_as_claimed(name):
+    truth, rng = np.asarray(TRUTHS[name]), np.random.default_rng(0)
+    hits = 0
+    for _ in range(300):
+        low, high = metrics.average_interval([200] * 10, rng.binomial(200, truth))
+        hits += low <= truth.mean() <= high
+    assert 0.92 <= hits / 300 <= 0.98  # 2.5 standard errors of 300 repetitions
+
+
+def test_unequal_classes_are_covered_too():
+    truth, total = np.asarray(TRUTHS["published"]), np.arange(40, 140, 10)
+    for level_at, value in (
+        (intervals.worst_class_level, truth.min()),
+        (intervals.gap_level, np.ptp(truth)),
+    ):
+        assert 0.93 <= coverage(levels(truth, total, 1000, level_at, value)) <= 0.98
+
+
+def test_the_estimate_has_less_bias_than_the_count():
+    """Ten classes that are all at .5: the smallest of ten counts lies far below."""
+    rng = np.random.default_rng(0)
+    raw, corrected = [], []
+    for _ in range(100):
+        correct = rng.binomial(400, [0.5] * 10)
+        raw.append(correct.min() / 400 - 0.5)
+        corrected.append(intervals.worst_class([400] * 10, correct).estimate - 0.5)
+    assert np.mean(raw) < -0.03 and abs(np.mean(corrected)) < 0.5 * abs(np.mean(raw))
+
+
+@pytest.mark.parametrize("correct", [0, 3, 10])
+def test_one_class_is_the_mid_p_interval_of_a_proportion(correct):
+    """Bounds solve P(X > x | p) + P(X = x | p) / 2 = 2.5 % and 97.5 %."""
+    interval = intervals.worst_class([10], [correct])
+    for bound, upper in ((interval.low, 0.025), (interval.high, 0.975)):
+        if 1e-6 < bound < 1 - 1e-6:
+            above = 1 - special.bdtr(correct, 10, bound)
+            equal = special.binom(10, correct) * bound**correct * (1 - bound) ** (10 - correct)
+            assert above + equal / 2 == pytest.approx(upper, abs=1e-5)
+    assert intervals.gap([10], [correct]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "correct, value, truth",
+    [
+        ([1, 2], 0.5, (1 / 8, 5 / 8)),  # 1/4 and 1/2 moved apart around their middle 3/8
+        ([0, 4], 0.5, (1 / 4, 3 / 4)),  # clipped to the middle of their range
+        ([2, 2], 1.0, (0, 1)),
+        ([0, 1], 0.5, (0, 1 / 2)),  # no lower than 0
+    ],
+)
+def test_level_of_a_gap_by_enumeration(correct, value, truth):
+    """Four throws of each of two coins: the sum over all 25 outcomes."""
+    chance = [[special.binom(4, k) * p**k * (1 - p) ** (4 - k) for k in range(5)] for p in truth]
+    observed = abs(correct[0] - correct[1])
+    expected = sum(
+        chance[0][i] * chance[1][j] * ((abs(i - j) < observed) + (abs(i - j) == observed) / 2)
+        for i in range(5)
+        for j in range(5)
+    )
+    assert intervals.gap_level([4, 4], correct, value) == pytest.approx(expected)
+
+
+@given(pairs=COUNTS)
+def test_bounds_are_in_order_in_range_and_do_not_depend_on_the_order_of_classes(pairs):
+    total, correct = np.array([(n + c, c) for n, c in pairs]).T
+    if not total.any():
+        return
+    for estimate in (intervals.worst_class, intervals.gap):
+        interval = estimate(total, correct)
+        assert 0 <= interval.low <= interval.estimate <= interval.high <= 1
+        np.testing.assert_allclose(estimate(total[::-1], correct[::-1]), interval, atol=1e-6)
+    padded = intervals.worst_class(np.append(total, 0), np.append(correct, 0))
+    assert padded == intervals.worst_class(total, correct)
+
+
+@given(pairs=COUNTS, values=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+def test_levels_fall_as_the_value_rises(pairs, values):
+    total, correct = np.array([(n + c, c) for n, c in pairs]).T
+    if np.count_nonzero(total) < 2:
+        return
+    low, high = sorted(values)
+    for level_at in (intervals.worst_class_level, intervals.gap_level):
+        assert level_at(total, correct, low) >= level_at(total, correct, high) - 1e-9

@@ -87,7 +87,8 @@ def gap_level(class_total: ArrayLike, class_correct: ArrayLike, value: float) ->
     """Returns P(smaller) + P(equal) / 2 for the observed gap, if `value` is the true one.
 
     The observed accuracies are clipped to a range of that width in the middle of their own,
-    or their two extremes moved apart to it. Falls as `value` rises.
+    or their two extremes moved apart to it. Falls as `value` rises, but for wiggles where
+    classes have a handful of images.
     """
     total, accuracy = _present(class_total, class_correct)
     low, high = accuracy.min(), accuracy.max()
@@ -130,7 +131,7 @@ def _present(class_total: ArrayLike, class_correct: ArrayLike) -> tuple[np.ndarr
 
 
 def _invert(level_at: Callable[[float], float], level: float) -> Interval:
-    """The values at which a falling function passes `(1 + level) / 2`, 1/2, `(1 - level) / 2`."""
+    """Values at which a falling function passes `(1 + level) / 2`, 1/2, `(1 - level) / 2`."""
 
     def crossing(target: float) -> float:
         low, high = 0.0, 1.0

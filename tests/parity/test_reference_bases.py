@@ -17,7 +17,7 @@ SIZE, CLASSES = 16, 5
 
 def apply_fn(params, batch_stats, images, *, train, hidden=lambda x: x):
     features = hidden(jnp.tanh(images.reshape(len(images), -1) @ params["first"]))
-    return features @ params["second"] + params["bias"], batch_stats
+    return features @ params["second"] + params["bias"][None], batch_stats
 
 
 def apply_torch(params, images):

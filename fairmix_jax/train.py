@@ -50,9 +50,9 @@ def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
         StopRequest() as stop,
     ):
         restored = saved.restore_latest(template)
-        state, totals = restored[0] if restored else template
         if not restored and (weights := hot_start(config, experiment)):
-            state = trainer.restarted(weights)
+            template = trainer.restarted(weights), nothing
+        state, totals = restored[0] if restored else template
         step = int(state.step)
         if step == total_steps:
             return digest(state)

@@ -4,12 +4,25 @@ A file exports `make(num_classes, *, ...) -> Rule` and `SOURCE`; the keyword arg
 `make` are config fields, and their defaults the published values.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
-from fairmix_jax.types import Array, Knobs
+from fairmix_jax.types import Array, ClassStatistics, Knobs, Rule
 
 
 def knobs(num_classes: int, **changes: Array) -> Knobs:
     """Returns knobs that change nothing, but for those given, `[K]` each."""
     ones = jnp.ones(num_classes)
     return Knobs(*(ones for _ in Knobs._fields))._replace(**changes)
+
+
+def weighed_by_batch(num_classes: int, weigh: Callable[[ClassStatistics], Array]) -> Rule:
+    """Returns the rule whose loss weights `[K]` are a function of each batch's statistics."""
+    return Rule(
+        lambda: jnp.ones(num_classes),
+        lambda state: knobs(num_classes, loss_weight=state),
+        sets=("loss_weight",),
+        reads=("batch",),
+        observe=lambda state, statistics: weigh(statistics),
+    )

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fairmix_jax.class_statistics import class_mean
-from fairmix_jax.rules import knobs
+from fairmix_jax.rules import weighed_by_batch
 from fairmix_jax.types import Array, ClassStatistics, Rule, Source
 
 SOURCE = Source(
@@ -38,20 +38,13 @@ def make(num_classes: int, *, ball_radius: float = 0.05) -> Rule:
     if not ball_radius >= 0:
         raise ValueError(f"rule.ball_radius={ball_radius} is negative; give 0 or more")
 
-    def observe(state: Array, statistics: ClassStatistics) -> Array:
-        del state
+    def weigh(statistics: ClassStatistics) -> Array:
         counts = statistics.counts.total
         share = counts.astype(jnp.float32) / jnp.maximum(jnp.sum(counts), 1).astype(jnp.float32)
         losses = class_mean(statistics.loss, counts)
         return jnp.where(counts > 0, worst_ratios(losses, share, ball_radius=ball_radius), 1.0)
 
-    return Rule(
-        lambda: jnp.ones(num_classes),
-        lambda state: knobs(num_classes, loss_weight=state),
-        sets=("loss_weight",),
-        reads=("batch",),
-        observe=observe,
-    )
+    return weighed_by_batch(num_classes, weigh)
 
 
 def worst_ratios(losses: Array, share: Array, *, ball_radius: float | Array) -> Array:

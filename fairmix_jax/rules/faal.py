@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fairmix_jax.class_statistics import class_mean
-from fairmix_jax.rules import knobs
+from fairmix_jax.rules import weighed_by_batch
 from fairmix_jax.types import Array, ClassStatistics, Rule, Source
 
 SOURCE = Source("Zhang et al. 2024, arXiv 2402.17729", "TrustAI/FAAL", "none")
@@ -36,8 +36,7 @@ def make(num_classes: int, *, ball_radius: float = 0.5) -> Rule:
     if not 0 <= ball_radius <= 9:
         raise ValueError(f"rule.ball_radius={ball_radius} is outside [0, 9]; published is 0.5")
 
-    def observe(state: Array, statistics: ClassStatistics) -> Array:
-        del state
+    def weigh(statistics: ClassStatistics) -> Array:
         counts = statistics.counts.total
         present = counts > 0
         gains = class_mean(statistics.margin, counts) * counts.astype(jnp.float32)
@@ -45,13 +44,7 @@ def make(num_classes: int, *, ball_radius: float = 0.5) -> Rule:
         weights = worst * jnp.sum(present).astype(jnp.float32)
         return jnp.where(present, weights, 1.0)
 
-    return Rule(
-        lambda: jnp.ones(num_classes),
-        lambda state: knobs(num_classes, loss_weight=state),
-        sets=("loss_weight",),
-        reads=("batch",),
-        observe=observe,
-    )
+    return weighed_by_batch(num_classes, weigh)
 
 
 def worst_distribution(

@@ -58,18 +58,8 @@ def make(
     def init() -> dict[str, Array]:
         return {name: jnp.zeros(num_classes) for name in ("clean", "robust", "radius")}
 
-    def weight(multiplier: Array) -> Array:
-        return 1 + num_classes * multiplier - jnp.sum(multiplier)
-
-    def cap(multiplier: Array) -> Array:
-        multiplier = jnp.maximum(multiplier, 0.0)
-        total = jnp.sum(multiplier)
-        return jnp.where(
-            total > limit, multiplier * (limit / jnp.maximum(total, limit)), multiplier
-        )
-
     def to_knobs(state):
-        clean, robust = weight(state["clean"]), weight(state["robust"])
+        clean, robust = _weight(state["clean"]), _weight(state["robust"])
         radius = jnp.clip(jnp.exp(2 * state["radius"]), 0.98, 3.0)
         return knobs(
             num_classes,
@@ -79,19 +69,16 @@ def make(
             step_size=jnp.full(num_classes, jnp.max(radius)),
         )
 
-    def excess(errors: Array, total: Array) -> Array:
-        mean = jnp.sum(errors * total) / jnp.maximum(jnp.sum(total), 1.0)
-        return jnp.where(total > 0, errors - mean - tolerance, 0.0)
-
     def update(state, statistics: EpochStatistics):
         total = statistics.clean.total.astype(jnp.float32)
         clean, robust = accuracy(statistics.clean), accuracy(statistics.robust)
-        clean_excess, boundary_excess = excess(1 - clean, total), excess(clean - robust, total)
+        clean_excess = _excess(1 - clean, total, tolerance)
+        boundary_excess = _excess(clean - robust, total, tolerance)
         halvings = ((statistics.epoch + 1) // halve_every).astype(jnp.float32)
         step = rate * 0.5**halvings
         return {
-            "clean": cap(state["clean"] + step * clean_excess),
-            "robust": cap(state["robust"] + 2 * step * boundary_excess),
+            "clean": _capped(state["clean"] + step * clean_excess, limit),
+            "robust": _capped(state["robust"] + 2 * step * boundary_excess, limit),
             "radius": state["radius"] + radius_rate * boundary_excess,
         }
 
@@ -102,3 +89,18 @@ def make(
         reads=("clean", "robust"),
         update=update,
     )
+
+
+def _weight(multiplier: Array) -> Array:
+    return 1 + len(multiplier) * multiplier - jnp.sum(multiplier)
+
+
+def _capped(multiplier: Array, limit: float) -> Array:
+    multiplier = jnp.maximum(multiplier, 0.0)
+    total = jnp.sum(multiplier)
+    return jnp.where(total > limit, multiplier * (limit / jnp.maximum(total, limit)), multiplier)
+
+
+def _excess(errors: Array, total: Array, tolerance: float) -> Array:
+    mean = jnp.sum(errors * total) / jnp.maximum(jnp.sum(total), 1.0)
+    return jnp.where(total > 0, errors - mean - tolerance, 0.0)

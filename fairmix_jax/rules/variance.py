@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from fairmix_jax.class_statistics import class_mean
-from fairmix_jax.rules import knobs
+from fairmix_jax.rules import weighed_by_batch
 from fairmix_jax.types import Array, ClassStatistics, Rule, Source
 
 SOURCE = Source("Ma et al. 2022, NeurIPS", "wzekai99/FAT", "MIT")
@@ -39,8 +39,7 @@ def make(num_classes: int, *, alpha: float = 0.1) -> Rule:
     if not alpha >= 0:
         raise ValueError(f"rule.alpha={alpha} is negative; give 0 or more")
 
-    def observe(state: Array, statistics: ClassStatistics) -> Array:
-        del state
+    def weigh(statistics: ClassStatistics) -> Array:
         counts = statistics.counts.total.astype(jnp.float32)
         present = counts > 0
         number = jnp.sum(present).astype(jnp.float32)
@@ -49,10 +48,4 @@ def make(num_classes: int, *, alpha: float = 0.1) -> Rule:
         factor = 2 * alpha / jnp.maximum(number - 1, 1.0) * jnp.sum(counts)
         return jnp.where(present, 1 + factor * excess / jnp.maximum(counts, 1.0), 1.0)
 
-    return Rule(
-        lambda: jnp.ones(num_classes),
-        lambda state: knobs(num_classes, loss_weight=state),
-        sets=("loss_weight",),
-        reads=("batch",),
-        observe=observe,
-    )
+    return weighed_by_batch(num_classes, weigh)

@@ -88,6 +88,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluate.batch_size = 500
     config.evaluate.step_size = config_dict.placeholder(float)  # epsilon / 4
     config.evaluate.num_restarts = 1
+    config.evaluate.radii = ()  # rising factors of epsilon: PGD's accuracy over the radius
     config.evaluate.search_dtype = "float32"  # or bfloat16: AutoAttack searches, float32 decides
     config.evaluate.save_adversarial = (
         False  # keep AutoAttack's images, in attacks/NAME/verdicts.npz

@@ -20,9 +20,11 @@ def get_config(arg: str = ""):
     config.averaging.decay = 0.95
     config.validation.every_epochs = 2
     config.checkpoint.every_epochs = 10
+    config.evaluate.radii = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
     if smoke:
         config.total_epochs = 2
         config.data.num_train = 500
         config.evaluate.num_examples = 200
+        config.evaluate.radii = (0.5, 1.0, 1.5)
     return config.lock()

@@ -14,15 +14,15 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fairmix_jax import config as config_lib
-from fairmix_jax.errors import Interrupted, UsageError
+from fairmix_jax.errors import Interrupted, MembersFailed, UsageError
 from fairmix_jax.progress import console
 
-EXIT_USAGE, EXIT_INTERRUPTED = 2, 75
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 75
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment: configs/NAME.py[:variant].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME[-variant].")
 _MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "evaluate", "report", "benchmark"], "What to do."
+    "mode", "train", ["train", "evaluate", "sweep", "report", "benchmark"], "What to do."
 )
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -40,6 +40,8 @@ def main() -> None:
         app.run(_run, flags_parser=_parse)
     except UsageError as error:
         _exit_with(str(error), EXIT_USAGE)
+    except MembersFailed as error:
+        _exit_with(f"{error}; run the same command to try them again", EXIT_FAILED)
     except (Interrupted, KeyboardInterrupt) as stop:
         reason = str(stop) or "SIGINT"
         _exit_with(f"{reason}; run the same command to go on", EXIT_INTERRUPTED)
@@ -68,7 +70,11 @@ def _run(argv: Sequence[str]) -> None:
     if _MODE.value == "benchmark":
         benchmark.run(_CONFIG.value, workdir)
         return
-    study.run(_CONFIG.value, workdir, with_training=_MODE.value == "train")
+    if _MODE.value == "sweep" and not _CONFIG.value.sweep.strip():
+        raise UsageError(
+            "sweep='' is no grid; give --config.sweep='field=value,value ...' or a study's config"
+        )
+    study.run(_CONFIG.value, workdir, with_training=_MODE.value != "evaluate")
 
 
 def _workdir() -> Path:

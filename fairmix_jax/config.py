@@ -74,6 +74,11 @@ def check(config: ConfigDict) -> None:
     for section, axis in _AXES.items():
         plugins.arguments(axis, config[section])
     suite.parse(config.evaluate.attacks)
+    radii = list(config.evaluate.radii)
+    if radii != sorted(set(radii)) or not all(0 < radius < math.inf for radius in radii):
+        raise UsageError(
+            f"evaluate.radii={tuple(radii)} must be positive and rise, e.g. (0.5, 1.0, 1.5)"
+        )
     if config.batch_size % config.mixing.num_groups:
         raise UsageError(
             f"mixing.num_groups={config.mixing.num_groups} does not divide "

@@ -11,3 +11,7 @@ class UsageError(Exception):
 
 class Interrupted(Exception):
     """Training was stopped by a signal after saving; run the same command to go on."""
+
+
+class MembersFailed(Exception):
+    """Some members of a grid failed and the others are done; the message says which."""

@@ -1,149 +1,85 @@
-"""Evaluation: class counts, clean and under attack, on the test set."""
+"""Evaluation of the weights of a run, or of any other model beside runs."""
 
-import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from fairmix_jax import attacks, data, evaluate_ensemble, export, metrics, suite
+from fairmix_jax import classwise, data, export, workdir
 from fairmix_jax.checkpoint import Checkpoints
-from fairmix_jax.class_statistics import count
 from fairmix_jax.config import resolved
-from fairmix_jax.data import Split, batches
 from fairmix_jax.errors import UsageError
 from fairmix_jax.experiment import Experiment
 from fairmix_jax.export import write_json
-from fairmix_jax.progress import console
-from fairmix_jax.types import ApplyFn, Array, Batch, Key, Weights
-
-_STATISTICS = ("average", "worst_class", "worst_class_name", "gap", "std")
-
-EvalAttack = Callable[..., Any]
-"""`(logits_fn, key, images, labels, *, index) -> images`, or several arrays of them."""
-Counter = Callable[[Weights, Batch, Key], Any]
-"""Returns `ClassCounts` for each array of images of its attack."""
+from fairmix_jax.types import ApplyFn, Array, Weights
 
 
-def make_counter(apply_fn: ApplyFn, attack: EvalAttack | None, num_classes: int) -> Counter:
-    """Returns a jitted counter; one of an attack that returns several arrays counts each.
+def run(config: ConfigDict, experiment: Experiment, directory: Path) -> dict[str, Any]:
+    """Evaluates the weights in a workdir on the test set and writes the results there.
 
-    Args:
-      apply_fn: the model; used with running batch statistics.
-      attack: how to perturb, or `None` for clean accuracy.
-      num_classes: `K`.
-    """
-
-    @jax.jit
-    def counter(weights: Weights, batch: Batch, key: Key) -> Any:
-        def logits_fn(images: Array) -> Array:
-            return apply_fn(weights.params, weights.batch_stats, images, train=False)[0]
-
-        images = batch.images
-        if attack is not None:
-            images = attack(logits_fn, key, images, batch.labels, index=batch.index)
-        return jax.tree.map(lambda x: count(logits_fn(x), batch, num_classes=num_classes), images)
-
-    return counter
-
-
-def count_split(
-    counter: Counter, weights: Weights, split: batches.DeviceSplit, key: Key, *, batch_size: int
-) -> Any:
-    """Returns the counts of a whole split, summed over batches, as NumPy arrays."""
-    parts = [counter(weights, batch, key) for batch in batches.in_order(split, batch_size)]
-    return jax.tree.map(lambda *counts: np.sum(np.stack(counts), axis=0), *parts)
-
-
-def run(config: ConfigDict, experiment: Experiment, workdir: Path) -> dict[str, Any]:
-    """Evaluates the weights in `workdir` on the test set and writes the results there.
-
-    Writes `evaluation.json`, `model.safetensors` and `model.json`, and for each of
-    AutoAttack's kind `attacks/NAME/verdicts.npz`, what became of every image. An example's random
-    numbers depend on the seed, the attack's name and its position in the test set only.
-    AutoAttack goes on where it was interrupted.
+    Writes `evaluation.json`, `model.safetensors`, `model.json`, and what `classwise.evaluate`
+    writes. AutoAttack goes on where it was interrupted.
 
     Returns: the content of `evaluation.json`.
 
     Raises:
-      UsageError: there is no trained model in `workdir`, or an attack is unknown.
+      UsageError: there is no trained model in `directory`, or an attack is unknown.
     """
-    chosen = suite.parse(config.evaluate.attacks)
-    weights, facts = load_weights(workdir, config.evaluate.weights, experiment)
-    names = list(experiment.dataset.class_names)
-    test = experiment.dataset.test
-    rows = data.balanced_rows(test.labels, config.evaluate.num_examples)
-    split = test.take(rows)
-    results = {}
-    for named in chosen:
-        if named.kind == "ensemble":
-            directory = workdir / "attacks" / named.name
-            options = evaluate_ensemble.Options(
-                seed=config.seed,
-                batch_size=config.evaluate.batch_size,
-                search_dtype=config.evaluate.search_dtype,
-                save_adversarial=config.evaluate.save_adversarial,
-                masking=config.evaluate.masking,
-            )
-            result = evaluate_ensemble.run(
-                named, experiment, weights, split, rows, directory, options
-            )
-        else:
-            result = _run_batchwise(named, config, experiment, weights, split)
-        results[named.name] = result
-        console.print(
-            f"{named.name}: average {result['average']:.1%}, worst class "
-            f"{result['worst_class']:.1%} ({result['worst_class_name']}), "
-            f"{len(rows):,} test images in {result['seconds']:.1f} s"
-        )
-    evaluation = {
-        "schema": 1,
-        "dataset": config.data.name,
-        "classes": names,
-        "threat": {"norm": experiment.threat.norm, "epsilon": experiment.threat.epsilon},
-        "weights": config.evaluate.weights,
-        "attacks": results,
-        "settings": resolved(config)["evaluate"],
-    }
-    export.save_model(workdir, weights, experiment.model_card | facts, evaluation)
-    write_json(workdir / "evaluation.json", evaluation)
+    given = resolved(config)["evaluate"]
+    weights, facts = load_weights(directory, given["weights"], experiment)
+    rows = data.balanced_rows(experiment.dataset.test.labels, given["num_examples"])
+    apply_fn, search = experiment.model.apply, None
+    if given["search_dtype"] != "float32":
+        search = logits_partial(apply_fn, weights, jnp.dtype(given["search_dtype"]))
+    settings = classwise.Settings(
+        seed=config.seed, **{k: given[k] for k in classwise.Settings._fields if k in given}
+    )
+    found = classwise.evaluate(
+        logits_partial(apply_fn, weights), *experiment.dataset.test.take(rows),
+        class_names=experiment.dataset.class_names, threat=experiment.threat,
+        settings=settings._replace(radii=tuple(settings.radii)), rows=rows, search=search,
+        directory=directory,
+    )  # fmt: skip
+    evaluation = {"schema": 1, "dataset": config.data.name, "weights": given["weights"]}
+    evaluation |= found | {"settings": given}
+    export.save_model(directory, weights, experiment.model_card | facts, evaluation)
+    write_json(directory / "evaluation.json", evaluation)
     return evaluation
 
 
-def _run_batchwise(
-    named: suite.Named, config: ConfigDict, experiment: Experiment, weights: Weights, split: Split
-) -> dict[str, Any]:
-    """The result of a clean evaluation or a fixed number of steps; PGD's with any iterate."""
-    settings = resolved(config)["evaluate"]
-    names = experiment.dataset.class_names
-    options = {"threat": experiment.threat, "num_restarts": settings["num_restarts"]}
-    attack: EvalAttack | None = {
-        "clean": lambda: None,
-        "fgsm": lambda: partial(attacks.fgsm, **options),
-        "mifgsm": lambda: partial(attacks.mi_fgsm, num_steps=named.num_steps, **options),
-        "pgd": lambda: partial(
-            attacks.pgd, num_steps=named.num_steps, step_size=settings["step_size"], keep="both",
-            **options,
-        ),
-    }[named.kind]()  # fmt: skip
-    counter = make_counter(experiment.model.apply, attack, len(names))
-    key = jax.random.fold_in(jax.random.key(config.seed), named.num_steps)
-    start = time.perf_counter()
-    counts = count_split(
-        counter, weights, batches.to_device(split), key, batch_size=config.evaluate.batch_size
-    )
-    seconds = time.perf_counter() - start
-    if named.kind != "pgd":
-        return metrics.result(*counts, names, seconds=seconds)
-    last, any_iterate = counts
-    result = metrics.result(*last, names, seconds=seconds)
-    found = metrics.result(*any_iterate, names, seconds=seconds)
-    return result | {"any_iterate": {k: found[k] for k in ("class_correct", *_STATISTICS)}}
+def save_foreign(
+    directory: Path, found: Mapping[str, Any], *, method: str, dataset: str, seed: int = 0
+) -> None:
+    """Writes what `classwise.evaluate` found of a model not trained here, for reports.
+
+    `report.write` then compares `directory` with runs of the same data, classes and threat.
+
+    Args:
+      directory: gets `evaluation.json`, `config.json` and `run.json`.
+      found: what `classwise.evaluate` returned.
+      method: the model's name in reports.
+      dataset: the name of the data, as in `config.data.name`.
+      seed: of the model's training; models that share a method are its seeds.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    facts = {"schema": 1, "dataset": dataset, "weights": "foreign", "method": method}
+    write_json(directory / "config.json", {"seed": seed})
+    workdir.record(directory)
+    write_json(directory / "evaluation.json", facts | dict(found))
+
+
+def logits_partial(apply_fn: ApplyFn, weights: Weights, dtype: Any = jnp.float32) -> Partial:
+    """Returns the model in a data type as a function of images, with logits of their type."""
+
+    def logits_fn(weights: Weights, images: Array) -> Array:
+        logits, _ = apply_fn(weights.params, weights.batch_stats, images.astype(dtype), train=False)
+        return logits.astype(images.dtype)
+
+    return Partial(logits_fn, jax.tree.map(lambda leaf: leaf.astype(dtype), weights))
 
 
 def load_weights(

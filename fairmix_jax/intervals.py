@@ -1,4 +1,4 @@
-"""Intervals for the worst class and the gap over test images, without the bias of extremes.
+"""Intervals over test images: of the average, and of the extremes without their bias.
 
 The smallest of several noisy accuracies lies below the smallest true one, and the largest
 gap above the true gap, the more so the more classes are nearly tied; resampling the images
@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 _HALVINGS = 24
+_RESAMPLES = 10_000
 _ROUNDING = 1e-9
 
 
@@ -33,6 +34,25 @@ class Interval(NamedTuple):
     low: float
     estimate: float
     high: float
+
+
+def average(class_total: ArrayLike, class_correct: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Returns the percentile interval of the average over classes.
+
+    Images are resampled with replacement within their class, 10,000 times, which for
+    counts is a binomial draw a class. The draw is fixed, so equal counts give equal
+    intervals.
+
+    Args:
+      class_total, class_correct, level: as in `worst_class`.
+
+    Reference: Efron and Tibshirani 1993, chapter 13.
+    """
+    total, accuracy = _present(class_total, class_correct)
+    draws = np.random.default_rng(0).binomial(total, accuracy, (_RESAMPLES, len(total)))
+    tail = (1 - level) / 2
+    low, high = np.quantile(np.mean(draws / total, axis=1), (tail, 1 - tail))
+    return Interval(float(low), float(accuracy.mean()), float(high))
 
 
 def worst_class(

@@ -3,6 +3,9 @@
 import ast
 import itertools
 import json
+import time
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,9 @@ from ml_collections import ConfigDict
 
 from fairmix_jax import config as config_lib
 from fairmix_jax import evaluate, gaussian_report, report, train, workdir
-from fairmix_jax.errors import UsageError
+from fairmix_jax.errors import Interrupted, MembersFailed, UsageError
 from fairmix_jax.experiment import build
+from fairmix_jax.export import write_json
 from fairmix_jax.progress import console
 
 _REPORTS = {"classes": report.write, "gaussian": gaussian_report.write}
@@ -21,25 +25,67 @@ def run(config: ConfigDict, directory: Path, *, with_training: bool) -> None:
     """Trains (if so told), evaluates and reports a config, or each member of its grid.
 
     A single run has `directory` to itself; a grid has one folder a member in it, and the
-    comparison in `directory/report`. What is done is not done again.
+    comparison in `directory/report`. What is done is not done again. A member that fails
+    does not stop the others: `directory/sweep.json` and the report list it, its traceback
+    is in `error.txt` in its folder, and running the grid again tries it again.
 
     Raises:
-      UsageError: the sweep or a member of it is not a valid config.
+      UsageError: the sweep or the single run is not a valid config.
+      MembersFailed: some members of the grid failed; raised once the rest is done.
     """
-    members = [(directory / name, override(config, new)) for name, new in expand(config.sweep)]
+    if not config.sweep.strip():
+        workdir.claim(directory, config)
+        _run_member(config, directory, with_training=with_training)
+        _REPORTS[config.report](directory, [directory])
+        return
+    members = expand(config.sweep)
+    for field in {field for _, changes in members for field in changes}:
+        config_lib.get(config, field)
     workdir.claim(directory, config)
-    for number, (path, member) in enumerate(members, start=1):
-        console.print(f"[{number}/{len(members)}] {path.name}", markup=False)
+    states = {name: {"status": "waiting"} for name, _ in members}
+    for number, (name, changes) in enumerate(members, start=1):
+        console.print(f"[{number}/{len(members)}] {name}", markup=False)
+        states[name] = {"status": "running"}
+        _write_states(directory, states)
+        states[name] = _try_member(config, changes, directory / name, with_training=with_training)
+        _write_states(directory, states)
+    workdir.record(directory)
+    done = [directory / name for name in states if states[name]["status"] == "done"]
+    if done:
+        _REPORTS[config.report](directory, done)
+    failed = [name for name in states if states[name]["status"] == "failed"]
+    if failed:
+        raise MembersFailed(
+            f"{len(failed)} of {len(members)} members failed: {failed[0]}: "
+            f"{states[failed[0]]['error']} (all in {directory / 'sweep.json'})"
+        )
+
+
+def _try_member(
+    config: ConfigDict, changes: dict[str, Any], path: Path, *, with_training: bool
+) -> dict[str, Any]:
+    """Runs a member and returns its entry in `sweep.json`."""
+    start = time.monotonic()
+    try:
+        member = override(config, changes)
         workdir.claim(path, member)
         _run_member(member, path, with_training=with_training)
         if config.report == "classes":
             report.write(path, [path], show=False)
-    if members:
-        workdir.record(directory)
-    else:
-        _run_member(config, directory, with_training=with_training)
-    paths = [path for path, _ in members] or [directory]
-    _REPORTS[config.report](directory, paths)
+    except Interrupted:
+        raise
+    except Exception as error:  # whatever it is, the other members are not to blame
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        console.print(f"failed: {message}", markup=False)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "error.txt").write_text("".join(traceback.format_exception(error)))
+        return {"status": "failed", "error": message}
+    (path / "error.txt").unlink(missing_ok=True)
+    return {"status": "done", "seconds": round(time.monotonic() - start, 1)}
+
+
+def _write_states(directory: Path, states: Mapping[str, Mapping[str, Any]]) -> None:
+    write_json(directory / "sweep.json", {"members": states})
 
 
 def _run_member(config: ConfigDict, directory: Path, *, with_training: bool) -> None:
@@ -57,7 +103,7 @@ def _run_member(config: ConfigDict, directory: Path, *, with_training: bool) -> 
 
 def _is_evaluated(config: ConfigDict, directory: Path) -> bool:
     path = directory / "evaluation.json"
-    settings = config_lib.resolved(config)["evaluate"]
+    settings = json.loads(json.dumps(config_lib.resolved(config)["evaluate"]))
     return path.exists() and json.loads(path.read_text())["settings"] == settings
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from rich.table import Table as RichTable
 
-_TEXT = ("attack", "class", "method", "verdict", "finding", "reason", "pushed into")
+_TEXT = ("attack", "class", "method", "verdict", "passed", "finding", "reason", "pushed into")
 
 
 class Table(NamedTuple):

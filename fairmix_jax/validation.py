@@ -1,16 +1,19 @@
 """What is measured on the validation set between two epochs."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from fairmix_jax import attacks, class_statistics, evaluate
+from fairmix_jax import attacks, class_statistics
 from fairmix_jax.data import batches
 from fairmix_jax.experiment import Experiment
 from fairmix_jax.types import (
+    ApplyFn,
+    Array,
     Base,
     Batch,
     ClassCounts,
@@ -68,7 +71,7 @@ class Validator:
             step_size=step_size,
         )
         self._counters = [
-            evaluate.make_counter(experiment.model.apply, kind, self._num_classes)
+            _make_counter(experiment.model.apply, kind, self._num_classes)
             for kind in (None, attack)
         ]
         self._base_counter = jax.jit(partial(_base_statistics, base, self._num_classes))
@@ -98,7 +101,28 @@ class Validator:
 
     def _sum(self, counter, weights: Weights, batch_size: int):
         key = jax.random.key(self._seed)
-        return evaluate.count_split(counter, weights, self._split, key, batch_size=batch_size)
+        parts = [
+            counter(weights, batch, key) for batch in batches.in_order(self._split, batch_size)
+        ]
+        return jax.tree.map(lambda *sums: np.sum(np.stack(sums), axis=0), *parts)
+
+
+def _make_counter(
+    apply_fn: ApplyFn, attack: Callable[..., Array] | None, num_classes: int
+) -> Callable[[Weights, Batch, Key], Any]:
+    """A jitted function that counts a batch as it is, or attacked."""
+
+    @jax.jit
+    def counter(weights: Weights, batch: Batch, key: Key) -> ClassCounts:
+        def logits_fn(images: Array) -> Array:
+            return apply_fn(weights.params, weights.batch_stats, images, train=False)[0]
+
+        images = batch.images
+        if attack is not None:
+            images = attack(logits_fn, key, images, batch.labels, index=batch.index)
+        return class_statistics.count(logits_fn(images), batch, num_classes=num_classes)
+
+    return counter
 
 
 def _base_statistics(

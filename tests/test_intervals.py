@@ -1,4 +1,4 @@
-"""Intervals of the worst class and the gap: coverage, bias, and cases known exactly."""
+"""Intervals over test images: coverage, bias, and cases known exactly."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
 
-from fairmix_jax import intervals, metrics
+from fairmix_jax import intervals
 
 TRUTHS = {
     "published": [0.524, 0.678, 0.311, 0.318, 0.339, 0.369, 0.376, 0.468, 0.592, 0.576],
@@ -50,9 +50,20 @@ def test_average_is_covered_as_often_as_claimed(name):
     truth, rng = np.asarray(TRUTHS[name]), np.random.default_rng(0)
     hits = 0
     for _ in range(300):
-        low, high = metrics.average_interval([200] * 10, rng.binomial(200, truth))
+        low, _, high = intervals.average([200] * 10, rng.binomial(200, truth))
         hits += low <= truth.mean() <= high
     assert 0.92 <= hits / 300 <= 0.98  # 2.5 standard errors of 300 repetitions
+
+
+def test_interval_of_the_average_agrees_with_the_normal_approximation():
+    interval = intervals.average([1000] * 10, [300] * 10)
+    error = (0.3 * 0.7 / 10_000) ** 0.5
+    np.testing.assert_allclose(interval, [0.3 - 1.96 * error, 0.3, 0.3 + 1.96 * error], atol=4e-4)
+
+
+def test_interval_of_the_average_is_fixed_and_certain_where_nothing_varies():
+    assert intervals.average([9, 9], [4, 7]) == intervals.average([9, 9], [4, 7])
+    assert intervals.average([9, 0, 9], [9, 0, 0]) == (0.5, 0.5, 0.5)
 
 
 def test_unequal_classes_are_covered_too():

@@ -165,6 +165,36 @@ def test_killed_at_a_random_moment_and_run_again_ends_in_the_same_state(tmp_path
     assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 13))
 
 
+def test_a_killed_sweep_goes_on_and_a_broken_member_does_not_stop_the_others(tmp_path):
+    """The sweep of `configs/digits_study.py` in small, one of its members with an unknown base."""
+    members = [f"base.name={base},seed={seed}" for base in ("pgd_at", "nope") for seed in (0, 1)]
+    sweep = [
+        *TINY, "--mode=sweep", f"--workdir={tmp_path}", "--config.total_epochs=6",
+        "--config.sweep=base.name=pgd_at,nope seed=0,1",
+    ]  # fmt: skip
+    process = start_and_wait_for_lines(sweep, tmp_path / members[1] / "metrics.jsonl", 2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    first = (tmp_path / members[0] / "evaluation.json").stat().st_mtime_ns
+
+    result = launch(*sweep)
+    assert result.returncode == 1 and "2 of 4 members failed" in result.stderr
+    assert result.stderr.count("\n") == 1 and "resuming at step" in result.stdout
+    assert (tmp_path / members[0] / "evaluation.json").stat().st_mtime_ns == first
+    states = json.loads((tmp_path / "sweep.json").read_text())["members"]
+    assert [states[name]["status"] for name in members] == ["done", "done", "failed", "failed"]
+    assert "base.name='nope' is unknown" in states[members[2]]["error"]
+    assert "Traceback" in (tmp_path / members[2] / "error.txt").read_text()
+    table = (tmp_path / "report" / "table.md").read_text()
+    assert "Failed: base.name=nope,seed=0" in table and "| pgd20 | pgd_at | 2 |" in table
+
+    for name in ("sweep", "nothing"):
+        mistake = launch(*TINY, "--mode=sweep", f"--workdir={tmp_path / name}", *{
+            "sweep": ["--config.sweep=base.nome=pgd_at"], "nothing": []}[name])  # fmt: skip
+        assert mistake.returncode == 2 and not (tmp_path / name).exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_and_exits_75(number, tmp_path):
     arguments = [*TINY, "--config.total_epochs=2000", f"--workdir={tmp_path}"]

@@ -23,6 +23,7 @@ def test_published_vector():
     assert summary["average"] == pytest.approx(0.4551)
     assert summary["gap"] == pytest.approx(0.367)
     assert summary["std"] == pytest.approx(0.1243651479)
+    assert summary["nsd"] == pytest.approx(0.2282348098)
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=6))
@@ -47,15 +48,32 @@ def test_absent_classes_do_not_count():
     }
 
 
-def test_interval_of_the_average_agrees_with_the_normal_approximation():
-    interval = metrics.average_interval([1000] * 10, [300] * 10)
-    error = (0.3 * 0.7 / 10_000) ** 0.5
-    np.testing.assert_allclose(interval, [0.3 - 1.96 * error, 0.3 + 1.96 * error], atol=4e-4)
+def test_worst_k_is_the_mean_of_a_tenth_of_the_classes_and_of_two_at_least():
+    accuracy = np.arange(100) / 100
+    summary = metrics.summarize([100] * 100, 100 * accuracy)
+    assert summary["worst_k"] == pytest.approx(accuracy[:10].mean())
+    assert metrics.summarize([10] * 4, [1, 2, 3, 4])["worst_k"] == pytest.approx(0.15)
+    assert metrics.summarize([10, 0], [3, 0])["worst_k"] == 0.3
 
 
-def test_interval_of_the_average_is_fixed_and_certain_where_nothing_varies():
-    assert metrics.average_interval([9, 9], [4, 7]) == metrics.average_interval([9, 9], [4, 7])
-    assert metrics.average_interval([9, 0, 9], [9, 0, 0]) == [0.5, 0.5]
+def test_normalised_deviation_by_hand():
+    # errors 0.5, 0, 0.25: mean 0.25, deviation sqrt(0.125 / 3); without errors zero
+    assert metrics.summarize([4, 2, 8], [2, 2, 6])["nsd"] == pytest.approx(4 * (0.125 / 3) ** 0.5)
+    assert metrics.summarize([4, 2], [4, 2])["nsd"] == 0
+
+
+def test_boundary_error_adds_to_the_natural_risk():
+    clean, robust = np.array([0.9, 0.7]), np.array([0.5, 0.6])
+    np.testing.assert_allclose(1 - robust, 1 - clean + metrics.boundary_error(clean, robust))
+
+
+def test_rho_of_published_numbers():
+    """AutoAttack's average and worst class in Table 1 of CFA (Wei et al. 2023), against AT."""
+    base = (0.467, 0.201)
+    assert metrics.rho(*base, base=base) == 0
+    assert metrics.rho(0.496, 0.213, base=base) == pytest.approx(0.12, abs=0.005)  # AT+EMA
+    assert metrics.rho(0.501, 0.244, base=base) == pytest.approx(0.29, abs=0.005)  # AT+CFA
+    assert np.isnan(metrics.rho(0.5, 0.2, base=(0.5, 0.0)))
 
 
 def test_t_interval_by_hand():
@@ -69,7 +87,7 @@ def test_result_has_the_fields_of_the_contract():
     result = metrics.result([10, 10], [9, 4], ["cat", "car"], seconds=1.23456)
     assert set(result) == {
         "class_total", "class_correct", "average", "worst_class", "worst_class_name", "gap",
-        "std", "corrected", "ci95", "seconds",
+        "std", "worst_k", "nsd", "corrected", "ci95", "seconds",
     }  # fmt: skip
     assert result["worst_class_name"] == "car" and result["seconds"] == 1.235
     assert set(result["ci95"]) == {"average", "worst_class", "gap"}

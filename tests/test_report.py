@@ -3,10 +3,24 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
-from fairmix_jax import intervals, metrics, report
+from fairmix_jax import comparison, intervals, metrics, report, verdicts
 from fairmix_jax.errors import UsageError
+from fairmix_jax.report import numbers, runs
+
+LABELS = np.repeat([0, 1], 100)
+
+
+def make_result(correct, classes=("a", "b")):
+    """A result in which the first so many images of each class are right."""
+    right = np.concatenate([np.arange(100) < count for count in correct])
+    result = metrics.result([100, 100], correct, classes, seconds=1.0)
+    found = verdicts.Verdicts(np.where(right, LABELS, 1 - LABELS), np.full(200, 0.75), right)
+    return (
+        result | verdicts.details(LABELS, found, 2) | {"verdicts": verdicts.pack(LABELS, right, 2)}
+    )
 
 
 def make_run(path, seed, mixing, correct, **changes):
@@ -19,7 +33,8 @@ def make_run(path, seed, mixing, correct, **changes):
         "classes": ["a", "b"],
         "threat": {"norm": "linf", "epsilon": 0.2},
         "weights": "best",
-        "attacks": {"pgd20": metrics.result([100, 100], correct, ["a", "b"], seconds=1.0)},
+        "attacks": {"clean": make_result((90, 80)), "pgd20": make_result(correct)},
+        "images_sha256": "0",
     } | changes
     provenance = {
         "argv": ["launch.py", "--config=<x>"], "processor": "p", "device": "d",
@@ -31,39 +46,54 @@ def make_run(path, seed, mixing, correct, **changes):
 
 
 @pytest.fixture
-def runs(tmp_path):
+def study(tmp_path):
     for seed, (none, same) in enumerate([((80, 40), (78, 46)), ((82, 44), (80, 48))]):
         make_run(tmp_path / f"none{seed}", seed, "none", none)
         make_run(tmp_path / f"same{seed}", seed, "same_class", same)
     return tmp_path
 
 
-def test_table_has_means_intervals_and_paired_differences(runs):
-    report.write(runs, [runs], show=False)
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in (runs / "report" / "table.md").read_text().splitlines()
-        if line.startswith("| pgd20")
-    ]
-    # average (60, 63): mean 61.5, t(0.975, 1) = 12.706 times sd 2.1213 / sqrt(2)
-    assert rows[0] == [
-        "pgd20",
-        "mixing=none",
-        "2",
-        "61.5 ± 19.1",
-        "42.0 ± 25.4",
-        "39.0 ± 12.7",
-    ]
-    # worst class 46, 48 against 40, 44: differences 6, 4: mean 5, 12.706 * 1
-    assert rows[2][:3] == ["pgd20", "difference", "2"] and rows[2][4] == "+5.0 ± 12.7"
+def table_rows(text, start):
+    lines = [line for line in text.splitlines() if line.startswith(start)]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_page_is_one_file_and_escapes_what_it_shows(runs):
-    report.write(runs, [runs], show=False)
-    page = (runs / "report" / "index.html").read_text()
+def test_headlines_have_means_intervals_boundary_errors_and_rho(study):
+    report.write(study, [study], show=False)
+    rows = table_rows((study / "report" / "table.md").read_text(), "| pgd20")
+    average = comparison.over_seeds([100, 100], [[80, 40], [82, 44]], "average")
+    worst = comparison.over_seeds([100, 100], [[80, 40], [82, 44]], "worst_class")
+    low, middle, high = (f"{100 * value:.1f}" for value in worst)
+    assert rows[0][:3] == ["pgd20", "mixing=none", "2"]
+    assert rows[0][3].startswith("61.5 [") and f"{100 * average.low:.1f}" in rows[0][3]
+    assert rows[0][4:6] == ["42.0 (b)", f"{middle} [{low}, {high}]"]
+    # worst 2 of 2 classes is the average; gap 39; clean 85 less 61.5
+    assert rows[0][6:8] == ["61.5", "39.0"] and rows[0][10] == "23.5"
+    # worst class 47 against 42, average 63 against 61.5
+    assert rows[1][11] == f"{5 / 42 + 1.5 / 61.5:+.2f}" and rows[0][11] == "–"
+
+
+def test_differences_are_paired_by_seed_and_adjusted(study):
+    report.write(study, [study], show=False)
+    rows = table_rows((study / "report" / "table.md").read_text(), "| pgd20")[2:]
+    (compared,) = runs.comparable(runs.find(study))
+    pairs = {pair.attack: pair for pair in numbers.differences(compared)}
+    worst = pairs["pgd20"].differences["worst_class"]
+    assert worst.interval.estimate == pytest.approx(0.05)  # 46, 48 less 40, 44: 6 and 4
+    assert pairs["pgd20"].adjusted["worst_class"] >= worst.p_value
+    assert rows[0][:3] == ["pgd20", "mixing=same_class", "2"] and rows[0][5].startswith("+5.0 [")
+    for path in study.glob("same*/evaluation.json"):  # tested on other images: not paired
+        path.write_text(path.read_text().replace('"images_sha256": "0"', '"images_sha256": "1"'))
+    (compared,) = runs.comparable(runs.find(study))
+    assert numbers.differences(compared) == []
+
+
+def test_page_is_one_file_and_escapes_what_it_shows(study):
+    report.write(study, [study], show=False)
+    page = (study / "report" / "index.html").read_text()
     assert "--config=&lt;x&gt;" in page and "<x>" not in page
-    assert not re.search(r'(src|href)="(?!data:)', page)
-    assert (runs / "report" / "classes.png").read_bytes().startswith(b"\x89PNG")
+    assert not re.search(r'(src|href)="(?!data:|#)', page.split("<script>")[0])
+    assert (study / "report" / "classes.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_single_run_shows_intervals_over_test_images(tmp_path):
@@ -75,18 +105,84 @@ def test_single_run_shows_intervals_over_test_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    "changes",
     [
-        (dict(dataset="mnist"), "dataset 'mnist'"),
-        (dict(classes=["a", "c"]), "classes"),
-        (dict(threat={"norm": "linf", "epsilon": 0.1}), "threat"),
-        (dict(attacks={}), "different attacks"),
+        dict(dataset="mnist"),
+        dict(classes=["a", "c"]),
+        dict(threat={"norm": "linf", "epsilon": 0.1}),
+        dict(threat={"norm": "l2", "epsilon": 0.2}),
+        dict(attacks={"pgd20": metrics.result([50, 50], [40, 20], ["a", "b"], seconds=1.0)}),
     ],
 )
-def test_runs_that_cannot_be_compared_are_not(changes, message, runs):
-    make_run(runs / "other", 2, "none", (80, 40), **changes)
-    with pytest.raises(UsageError, match=message):
-        report.write(runs, [runs], show=False)
+def test_runs_that_cannot_be_compared_stand_apart(changes, study):
+    (before,) = runs.comparable(runs.find(study))
+    make_run(study / "z_other", 2, "none", (10, 10), **changes)
+    first, other = runs.comparable(runs.find(study))
+    assert first.groups == before.groups and [len(g.runs) for g in other.groups] == [1]
+    assert first.title != other.title
+    report.write(study, [study], show=False)
+    text = (study / "report" / "table.md").read_text()
+    assert text.count("\n## ") + text.startswith("## ") == 2
+    rows = table_rows(text, "| pgd20")
+    assert [row[2] for row in rows] == ["2", "2", "2", "1"]
+    assert rows[0][3].startswith("61.5")
+
+
+def test_seeds_are_never_averaged_with_other_weights(study):
+    make_run(study / "z_last", 0, "none", (10, 10), weights="last")
+    (compared,) = runs.comparable(runs.find(study))
+    assert [group.label for group in compared.groups] == [
+        "mixing=none, weights=best", "mixing=same_class, weights=best", "mixing=none, weights=last",
+    ]  # fmt: skip
+
+
+def test_missing_attacks_are_shown_as_missing(study):
+    attacks = {"clean": make_result((90, 80)), "autoattack": make_result((10, 10))}
+    make_run(study / "z_cross", 0, "cross_class", (10, 10), attacks=attacks)
+    report.write(study, [study], show=False)
+    text = (study / "report" / "table.md").read_text()
+    missing = [row for row in table_rows(text, "| ") if "not evaluated" in row]
+    assert [row[:2] for row in missing] == [
+        ["pgd20", "mixing=cross_class"],
+        ["autoattack", "mixing=none"],
+        ["autoattack", "mixing=same_class"],
+    ]
+    assert all(set(row[3:]) == {"–"} for row in missing)
+
+
+def test_arguments_of_a_member_tell_apart_only_its_own_methods(tmp_path):
+    for number, base in enumerate(
+        [{"name": "pgd_at"}, {"name": "trades", "beta": 6.0}, {"name": "trades", "beta": 1.0}]
+    ):
+        path = make_run(tmp_path / str(number), 0, "none", (80, 40))
+        config = json.loads((path / "config.json").read_text()) | {"base": base}
+        (path / "config.json").write_text(json.dumps(config))
+    (compared,) = runs.comparable(runs.find(tmp_path))
+    assert [group.label for group in compared.groups] == [
+        "base=pgd_at", "base=trades, base.beta=6.0", "base=trades, base.beta=1.0",
+    ]  # fmt: skip
+
+
+def test_evaluations_without_verdicts_still_make_a_report(study):
+    """Those of an earlier version: no differences, no confusion, the same headlines."""
+    report.write(study, [study], show=False)
+    new = table_rows((study / "report" / "table.md").read_text(), "| pgd20")[:2]
+    for path in study.glob("*/evaluation.json"):
+        evaluation = json.loads(path.read_text())
+        for result in evaluation["attacks"].values():
+            for field in ("verdicts", "confusion", "calibration"):
+                del result[field]
+        path.write_text(json.dumps(evaluation))
+    report.write(study, [study], show=False)
+    assert table_rows((study / "report" / "table.md").read_text(), "| pgd20") == new
+
+
+def test_failed_members_are_listed(study):
+    states = {"members": {"none0": {"status": "done"}, "x": {"status": "failed", "error": "<E>"}}}
+    (study / "sweep.json").write_text(json.dumps(states))
+    report.write(study, [study], show=False)
+    assert "Failed: x: <E>" in (study / "report" / "table.md").read_text()
+    assert "<b>x</b>: &lt;E&gt;" in (study / "report" / "index.html").read_text()
 
 
 def test_nothing_to_report_is_said(tmp_path):

@@ -24,6 +24,11 @@ def to_device(split: Split) -> DeviceSplit:
     return DeviceSplit(jnp.asarray(split.images), jnp.asarray(split.labels))
 
 
+def as_float(images: np.ndarray) -> np.ndarray:
+    """Returns images in pixel units, `255 -> 1.0`; float images as they are."""
+    return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images
+
+
 @jax.jit
 def take(split: DeviceSplit, rows: Array, size: Array) -> Batch:
     """Returns the batch of examples at `rows` as float images.

@@ -19,12 +19,14 @@ def tables(
       classes: `K` names.
     """
     found = []
-    for name in results[0]:
-        details = [run[name]["detail"] for run in results if "detail" in run[name]]
-        if details:
-            totals = np.sum([run[name]["class_total"] for run in results], axis=0)
+    for name in dict.fromkeys(name for run in results for name in run):
+        own = [run[name] for run in results if name in run]
+        detailed = [result for result in own if "detail" in result]
+        if detailed:
+            totals = np.sum([result["class_total"] for result in detailed], axis=0)
+            details = [result["detail"] for result in detailed]
             found.append(_broken(f"{name}, {label}", details, totals, classes))
-        maskings = [run[name]["masking"] for run in results if "masking" in run[name]]
+        maskings = [result["masking"] for result in own if "masking" in result]
         if maskings:
             found.append(_masking(f"{name}, {label}", maskings, classes))
     return found
@@ -70,15 +72,22 @@ def _broken(title: str, details: Sequence[Mapping], totals: np.ndarray, classes)
 
 
 def _masking(title: str, maskings: Sequence[Mapping], classes: Sequence[str]) -> Table:
-    """Every finding of every run."""
+    """Every finding, of the run in which it is most serious."""
     order = ("pass", "suspicious", "fail")
     verdict = max((m["verdict"] for m in maskings), key=order.index)
-    rows = []
+    found: dict[str, list[Mapping]] = {}
     for masking in maskings:
         for finding in masking["findings"]:
-            shares = finding["per_class"]
-            top = int(np.argmax(shares)) if shares and max(shares) > 0 else None
-            where = "" if top is None else f"{classes[top]} {100 * shares[top]:.1f} %"
-            rows.append([finding["name"], finding["verdict"], finding["reason"], where])
-    caption = f"{title}: signs of masked gradients, verdict {verdict}"
-    return Table(caption, ["finding", "verdict", "reason", "most in class"], rows)
+            found.setdefault(finding["name"], []).append(finding)
+    rows = []
+    for name, findings in found.items():
+        worst = max(findings, key=lambda finding: order.index(finding["verdict"]))
+        passed = sum(finding["verdict"] == "pass" for finding in findings)
+        shares = worst["per_class"]
+        top = int(np.argmax(shares)) if shares and max(shares) > 0 else None
+        where = "" if top is None else f"{classes[top]} {100 * shares[top]:.1f} %"
+        rows.append(
+            [name, worst["verdict"], f"{passed} of {len(findings)}", worst["reason"], where]
+        )
+    caption = f"{title}: signs of masked gradients, verdict {verdict}; of the most serious run"
+    return Table(caption, ["finding", "verdict", "passed", "reason", "most in class"], rows)

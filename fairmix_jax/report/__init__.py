@@ -1,0 +1,85 @@
+"""Reports over any set of runs: class-wise tables, charts, and a page that shows everything."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fairmix_jax.progress import console
+from fairmix_jax.report import charts, numbers, page, rows, runs, tables
+from fairmix_jax.report.runs import Comparable, Run, find
+from fairmix_jax.tables import markdown, rich_table
+
+__all__ = ["Run", "find", "write"]
+
+
+def write(directory: Path, workdirs: Sequence[Path], *, show: bool = True) -> None:
+    """Writes `directory/report/`: `index.html`, `table.md` and charts as PNG; prints the tables.
+
+    Runs of different data, classes, norms, radii or numbers of test images get tables and
+    charts of their own, and are never averaged together. What a run lacks is shown as
+    missing. `index.html` needs nothing else.
+
+    Args:
+      directory: where to.
+      workdirs: runs, or folders with runs somewhere below.
+      show: whether to print.
+
+    Raises:
+      UsageError: there is no run.
+    """
+    found = {run.path.resolve(): run for path in workdirs for run in find(path)}
+    failures = runs.failures([directory, *workdirs])
+    panels = [_panel(comparable) for comparable in runs.comparable(list(found.values()))]
+    output = directory / "report"
+    output.mkdir(parents=True, exist_ok=True)
+    page.write(output / "index.html", panels, failures)
+    drawn = [name for number, panel in enumerate(panels) for name in _draw(output, number, panel)]
+    texts = [f"Failed: {name}: {error}" for name, error in failures.items()]
+    for panel in panels:
+        texts += [f"## {panel.runs.title}"] if len(panels) > 1 else []
+        texts += [markdown(table) for table in (*panel.tables, *panel.ensembles)]
+    (output / "table.md").write_text("\n\n".join(texts) + "\n")
+    if show:
+        for panel in panels:
+            for table in (*panel.tables, *panel.ensembles):
+                console.print(rich_table(table))
+        console.print(f"report: {output / 'index.html'}  (also table.md, {', '.join(drawn)})")
+
+
+def _panel(comparable: Comparable) -> page.Panel:
+    headlines = numbers.headlines(comparable)
+    return page.Panel(
+        comparable,
+        tables.of_set(comparable, headlines, numbers.differences(comparable)),
+        tables.of_ensembles(comparable),
+        rows.of_set(comparable, headlines),
+    )
+
+
+def _draw(output: Path, number: int, panel: page.Panel) -> list[str]:
+    """The charts that need no choice of a method, under the strongest attack."""
+    attack = [name for name in panel.runs.attacks if name != "union"][-1]
+    methods = [group.label for group in panel.runs.groups]
+    specs = charts.specs(methods, panel.runs.classes)
+    classes = [
+        row | {"kind": "attack" if row["attack"] == attack else "clean"}
+        for row in panel.rows["classes"]
+        if row["attack"] in (attack, "clean")
+    ]
+    chosen: Mapping[str, list[dict[str, Any]]] = {
+        "classes": classes,
+        "tradeoff": [row for row in panel.rows["tradeoff"] if row["attack"] == attack],
+        "training": panel.rows["training"],
+        "survivors": panel.rows["survivors"],
+    }
+    drawn = []
+    for name, own in chosen.items():
+        if own:
+            drawn.append(f"{name}{number + 1 if number else ''}.png")
+            title = (
+                f"{panel.runs.title}, {attack}"
+                if name in ("classes", "tradeoff")
+                else panel.runs.title
+            )
+            charts.png(output / drawn[-1], specs[name], own, title)
+    return drawn

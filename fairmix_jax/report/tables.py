@@ -1,0 +1,112 @@
+"""The tables of a report, as texts."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fairmix_jax import metrics
+from fairmix_jax.intervals import Interval
+from fairmix_jax.report import autoattack_tables
+from fairmix_jax.report.numbers import Headline, Paired
+from fairmix_jax.report.runs import Comparable, Group
+from fairmix_jax.tables import Table
+
+MISSING = "–"
+
+
+def of_set(
+    runs: Comparable, headlines: Sequence[Headline], differences: Sequence[Paired]
+) -> list[Table]:
+    """Returns the tables of a comparable set: headlines, differences, classes."""
+    compared = [_differences(differences)] if differences else []
+    return [_headlines(runs, headlines), *compared, _classes(runs)]
+
+
+def of_ensembles(runs: Comparable) -> list[Table]:
+    """Returns what each member of AutoAttack broke, and signs of masked gradients."""
+    return [
+        table
+        for group in runs.groups
+        for table in autoattack_tables.tables(
+            group.label, [run.evaluation["attacks"] for run in group.runs], runs.classes
+        )
+    ]
+
+
+def _headlines(runs: Comparable, rows: Sequence[Headline]) -> Table:
+    header = [
+        "attack", "method", "seeds", "average", "worst class", "without bias",
+        f"worst {metrics.worst_count(len(runs.classes))}", "gap", "gap without bias", "NSD",
+        "boundary error", "rho",
+    ]  # fmt: skip
+    several = any(row.seeds > 1 for row in rows)
+    over = "seeds and test images" if several else "test images"
+    weights = dict.fromkeys(run.evaluation["weights"] for g in runs.groups for run in g.runs)
+    caption = (
+        f"{runs.title}, {' and '.join(weights)} weights; accuracy in %, [95 % interval over "
+        f"{over}]; NSD and rho are ratios, rho against {runs.groups[0].label}"
+    )
+    return Table(caption, header, [_headline(row) for row in rows])
+
+
+def _headline(row: Headline) -> list[str]:
+    if not row.seeds:
+        return [row.attack, row.method, "not evaluated", *[MISSING] * 9]
+    plain = {name: f"{100 * value:.1f}" for name, value in row.plain.items()}
+    return [
+        row.attack, row.method, str(row.seeds), interval(row.intervals["average"]),
+        f"{plain['worst_class']} ({row.worst_name})", interval(row.intervals["worst_class"]),
+        plain["worst_k"], plain["gap"], interval(row.intervals["gap"]),
+        f"{row.plain['nsd']:.2f}",
+        MISSING if row.boundary_error is None else f"{100 * row.boundary_error:.1f}",
+        MISSING if row.rho is None else f"{row.rho:+.2f}",
+    ]  # fmt: skip
+
+
+def _differences(rows: Sequence[Paired]) -> Table:
+    names = list(rows[0].differences)
+    header = ["attack", "method", "seeds"]
+    for name in names:
+        header += [name.replace("_", " "), "p"]
+    caption = (
+        f"difference to {rows[0].baseline} on the same images, runs paired by seed; points of "
+        "accuracy, [95 % interval], p adjusted for all differences of the table (Holm)"
+    )
+    if any(row.seeds == 1 for row in rows):
+        caption += "; with one seed it compares two networks, not two methods"
+    lines = []
+    for row in rows:
+        line = [row.attack, row.method, str(row.seeds)]
+        for name in names:
+            p_value = row.adjusted[name]
+            line += [
+                interval(row.differences[name].interval, sign="+"),
+                "<0.001" if p_value < 0.001 else f"{p_value:.3f}",
+            ]
+        lines.append(line)
+    return Table(caption, header, lines)
+
+
+def _classes(runs: Comparable) -> Table:
+    columns: list[tuple[Group, str]] = [
+        (g, a) for a in runs.attacks for g in runs.groups if g.results(a)
+    ]
+    several = len(runs.groups) > 1
+    header = ["class", *(f"{a}: {g.label}" if several else a for g, a in columns)]
+    means = [g.class_accuracies(a).mean(axis=0) for g, a in columns]
+    rows = [
+        [name, *(percent(mean[number]) for mean in means)]
+        for number, name in enumerate(runs.classes)
+    ]
+    return Table("accuracy in % of each class, mean over seeds", header, rows)
+
+
+def percent(value: float) -> str:
+    """Returns a share as text in percent."""
+    return f"{100 * value:.1f}" if np.isfinite(value) else MISSING
+
+
+def interval(value: Interval, sign: str = "") -> str:
+    """Returns an estimate with its interval as text in percent."""
+    low, estimate, high = (f"{100 * number:{sign}.1f}" for number in value)
+    return f"{estimate} [{low}, {high}]"

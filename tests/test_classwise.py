@@ -1,0 +1,204 @@
+"""Evaluation of any JAX function: verdicts, unions, curves, and that they do not depend on batches."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.tree_util import Partial
+
+from fairmix_jax import classwise, evaluate, metrics, report, verdicts
+from fairmix_jax.attacks import ThreatModel
+from fairmix_jax.classwise import Settings
+from fairmix_jax.errors import UsageError
+
+NAMES = ("left", "right")
+THREAT = ThreatModel("linf", 0.1)
+ALL = Settings(attacks="clean,fgsm,pgd10,fast", radii=(0.5, 1.0, 2.0), masking=False)
+
+
+def images(number=24):
+    """Images whose mean brightness tells the class, some near the boundary of one half."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(number) % 2
+    level = 0.5 + np.where(labels == 1, 1, -1) * rng.uniform(-0.02, 0.3, number)
+    pixels = level[:, None, None, None] + 0.02 * rng.normal(size=(number, 4, 4, 1))
+    return np.clip(pixels, 0, 1).astype(np.float32), labels
+
+
+def brightness(x):
+    """Linear: exactly robust where the mean is further than the radius from one half."""
+    mean = jnp.mean(x, axis=(1, 2, 3))
+    return 20 * jnp.stack([0.5 - mean, mean - 0.5], axis=-1)
+
+
+def run(logits_fn=brightness, settings=ALL, **options):
+    data, labels = images()
+    return classwise.evaluate(
+        logits_fn, data, labels, class_names=NAMES, threat=THREAT, settings=settings, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("classwise")
+    return run(directory=directory), directory
+
+
+def test_verdicts_are_exact_for_a_linear_model(found):
+    """A sign step moves the mean by the whole radius, unless a pixel meets a bound."""
+    evaluation, directory = found
+    data, labels = images()
+    distance = (data.mean(axis=(1, 2, 3)) - 0.5) * np.where(labels == 1, 1, -1)
+    for name, radius in (("clean", 0.0), ("pgd10", 0.1), ("fast", 0.1)):
+        expected = np.bincount(labels[distance > radius], minlength=2)
+        assert evaluation["attacks"][name]["class_correct"] == expected.tolist()
+        with np.load(directory / "attacks" / name / "verdicts.npz") as kept:
+            np.testing.assert_array_equal(kept["robust"], distance > radius)
+            np.testing.assert_array_equal(kept["row"], np.arange(24))
+            np.testing.assert_array_equal(kept["label"], labels)
+            assert ((kept["prediction"] == labels) == kept["robust"]).all()
+    curve = evaluation["curve"]
+    np.testing.assert_allclose(curve["epsilon"], [0, 0.05, 0.1, 0.2], atol=1e-7)
+    assert curve["class_correct"] == [
+        np.bincount(labels[distance > radius], minlength=2).tolist() for radius in (0, 0.05, 0.1, 0.2)
+    ]  # fmt: skip
+
+
+def test_union_is_what_withstands_everything(found):
+    evaluation, directory = found
+    robust = [
+        np.load(directory / "attacks" / name / "verdicts.npz")["robust"]
+        for name in ("clean", "fgsm", "pgd10", "fast")
+    ]
+    union = evaluation["attacks"]["union"]
+    assert union["class_correct"] == np.bincount(
+        images()[1][np.logical_and.reduce(robust)], minlength=2
+    ).tolist()  # fmt: skip
+    assert union["members"] == ["clean", "fgsm", "pgd10", "fast"]
+    assert "union" not in run(settings=Settings(attacks="clean,pgd10"))["attacks"]
+
+
+def test_confusion_calibration_and_packed_verdicts_add_up(found):
+    evaluation, directory = found
+    for name in ("clean", "fgsm", "pgd10"):
+        result = evaluation["attacks"][name]
+        confusion = np.array(result["confusion"])
+        assert confusion.sum(axis=1).tolist() == result["class_total"]
+        assert np.diag(confusion).tolist() == result["class_correct"]
+        bins = result["calibration"]["bins"]
+        assert sum(bins["count"]) == 24 and sum(bins["correct"]) == sum(result["class_correct"])
+        packed = verdicts.unpack(result["verdicts"], result["class_total"])
+        assert [int(right.sum()) for right in packed] == result["class_correct"]
+    np.testing.assert_array_equal(
+        packed[1], np.load(directory / "attacks" / "pgd10" / "verdicts.npz")["robust"][1::2]
+    )
+
+
+def test_examples_are_inside_the_ball_and_the_bounds(found):
+    with np.load(found[1] / "attacks" / "pgd10" / "examples.npz") as kept:
+        np.testing.assert_array_equal(kept["label"], [0, 1])
+        change = np.abs(kept["adversarial"] - kept["image"])
+        assert 0.09 < change.max() <= 0.1 + 1e-6
+        assert kept["adversarial"].min() >= 0 and kept["adversarial"].max() <= 1
+
+
+def test_results_do_not_depend_on_the_batch_size(found):
+    other = run(settings=ALL._replace(batch_size=7))
+    assert without_times(other) == without_times(found[0])
+
+
+def test_weights_may_be_arguments(found):
+    """A `Partial` keeps its weights out of the program and changes nothing else."""
+    given_weights = Partial(lambda scale, x: scale * brightness(x), jnp.asarray(1.0))
+    assert without_times(run(given_weights)) == without_times(found[0])
+
+
+def without_times(evaluation):
+    text = json.dumps(evaluation, default=str)
+    content = json.loads(text)
+    for result in content["attacks"].values():
+        result.pop("seconds")
+        result.get("detail", {}).clear()
+    return content
+
+
+def test_logits_that_are_not_finite_count_as_wrong():
+    def broken(x):
+        return jnp.where(jnp.mean(x, axis=(1, 2, 3))[:, None] > 0.5, jnp.nan, brightness(x))
+
+    result = run(broken, Settings(attacks="clean"))["attacks"]["clean"]
+    assert result["class_correct"][1] == 0 < result["class_correct"][0]
+    assert sum(result["calibration"]["bins"]["count"]) < 24
+
+
+def test_a_foreign_model_stands_beside_others_in_a_report(found, tmp_path):
+    for number, scale in enumerate((1.0, 0.5)):
+        evaluate.save_foreign(
+            tmp_path / str(number), run(lambda x, s=scale: brightness(x) + s - 1),
+            method=f"foreign {number}", dataset="toy",
+        )  # fmt: skip
+    report.write(tmp_path, [tmp_path], show=False)
+    text = (tmp_path / "report" / "table.md").read_text()
+    assert "| pgd10 | foreign 0 | 1 |" in text and "| pgd10 | foreign 1 | 1 |" in text
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(labels=np.zeros(3, int)), "labels of shape"),
+        (dict(labels=np.full(24, 2)), "class_names has 2 names"),
+        (dict(settings=Settings(attacks="cw")), "'cw' is unknown"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    data, labels = images()
+    arguments = dict(labels=labels, settings=ALL) | change
+    with pytest.raises(UsageError, match=message):
+        classwise.evaluate(
+            brightness, data, arguments.pop("labels"), class_names=NAMES, threat=THREAT, **arguments
+        )
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=40))
+def test_packing_is_undone_by_unpacking(pairs):
+    labels, right = (np.array(column) for column in zip(*pairs, strict=True))
+    totals = np.bincount(labels, minlength=4)
+    unpacked = verdicts.unpack(verdicts.pack(labels, right, 4), totals)
+    for number, row in enumerate(unpacked):
+        np.testing.assert_array_equal(row, right[labels == number])
+
+
+def test_calibration_by_hand():
+    """Two images at 0.9 of which one is right, two at 0.6 of which both are."""
+    found = verdicts.Verdicts(
+        np.array([0, 1, 0, 1]), np.array([0.9, 0.9, 0.6, 0.6]), np.array([1, 0, 1, 1], bool)
+    )
+    measured = verdicts.calibration(np.array([0, 0, 0, 1]), found, 2)
+    assert measured["ece"] == pytest.approx((2 * 0.4 + 2 * 0.4) / 4)
+    assert measured["class_confidence"] == pytest.approx([0.8, 0.6])
+
+
+def test_evaluation_from_uint8_and_float_images_is_the_same():
+    data, labels = images()
+    pixels = np.round(255 * data).astype(np.uint8)
+    settings = Settings(attacks="clean,pgd10")
+    both = [
+        classwise.evaluate(
+            brightness, x, labels, class_names=NAMES, threat=THREAT, settings=settings
+        )
+        for x in (pixels, pixels.astype(np.float32) / 255)
+    ]
+    assert without_times(both[0]) == without_times(both[1])
+    assert metrics.summarize(
+        *[both[0]["attacks"]["clean"][f"class_{n}"] for n in ("total", "correct")]
+    )["average"] == pytest.approx(both[0]["attacks"]["clean"]["average"])
+
+
+def test_jitted_functions_are_fine():
+    settings = Settings(attacks="pgd10")
+    plain, jitted = run(settings=settings), run(jax.jit(brightness), settings)
+    assert without_times(plain) == without_times(jitted)

@@ -1,0 +1,174 @@
+"""Intervals over seeds and images, paired differences and their tests, on simulated networks."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import special, stats
+
+from fairmix_jax import comparison, intervals
+from fairmix_jax.comparison import STATISTICS
+
+NAMES = list(STATISTICS)
+
+
+def networks(rng, means, *, runs, size, between=0.05, difficulty=1.0, shared=None):
+    """Verdicts of runs whose class accuracies differ a little and whose images are shared."""
+    if shared is None:
+        shared = rng.normal(size=(len(means), size))
+    level = means[:, None] + between * rng.normal(size=(len(means), runs))
+    chance = special.ndtr(level[:, :, None] + difficulty * shared[:, None, :])
+    return list(rng.random(chance.shape) < chance), shared
+
+
+def true_mean(means, statistic, *, between=0.05, difficulty=1.0):
+    level = means + between * np.random.default_rng(0).normal(size=(100_000, len(means)))
+    return statistic(special.ndtr(level / (1 + difficulty**2) ** 0.5)).mean()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["spread", "equal"])
+def test_interval_over_seeds_covers_at_least_what_it_claims(name, kind):
+    means = np.linspace(-1, 1, 5) if kind == "spread" else np.zeros(5)
+    truth = true_mean(means, STATISTICS[name])
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(120):
+        verdicts, _ = networks(rng, means, runs=3, size=200)
+        correct = np.stack([v.sum(axis=1) for v in verdicts], axis=-1)
+        low, _, high = comparison.over_seeds([200] * 5, correct, name)
+        covered.append(low <= truth <= high)
+    assert np.mean(covered) >= 0.95 - 2 * (0.05 * 0.95 / 120) ** 0.5
+
+
+def test_resampling_three_runs_would_cover_far_less_than_it_claims():
+    """Why the runs' part is Student's t: the percentile bootstrap of three normal numbers."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(4_000, 3))
+    means = values[:, rng.integers(0, 3, (999, 3))].mean(axis=-1)
+    low, high = np.quantile(means, (0.025, 0.975), axis=1)
+    assert np.mean((low <= 0) & (high >= 0)) < 0.8
+
+
+def test_one_run_keeps_the_interval_of_its_images():
+    total, correct = [100, 100, 0], [60, 30, 0]
+    for name, of_images in (("worst_class", intervals.worst_class), ("gap", intervals.gap)):
+        assert comparison.over_seeds(total, [correct], name) == of_images(total, correct)
+
+
+def test_equal_runs_leave_the_images_and_different_ones_add_students_t():
+    total, correct = np.array([100, 100]), np.array([60, 30])
+    own = intervals.average(total, correct)
+    same = comparison.over_seeds(total, [correct] * 3, "average")
+    assert same == pytest.approx(own)
+    # averages 0.45 and 0.55: t(0.975, 1) = 12.7062 times 0.05
+    far = comparison.over_seeds(total, [[60, 30], [70, 40]], "average")
+    images = np.mean([own.estimate - own.low, 0.55 - intervals.average(total, [70, 40]).low])
+    assert far.estimate == pytest.approx(0.5)
+    assert far.low == max(0.5 - np.hypot(12.7062 * 0.05, images), 0.0) == 0.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("runs", [3, 5])
+def test_differences_of_equal_methods_keep_their_level(name, runs):
+    """Rejections of a true null hypothesis at 5 %, and coverage of no difference: two-sided."""
+    means, rng, number = np.linspace(-1, 1, 5), np.random.default_rng(1), 300
+    rejected, covered = 0, 0
+    for _ in range(number):
+        a, shared = networks(rng, means, runs=runs, size=200, between=0.15)
+        b, _ = networks(rng, means, runs=runs, size=200, between=0.15, shared=shared)
+        found = comparison.difference(a, b, STATISTICS[name])
+        rejected += found.p_value < 0.05
+        covered += found.interval.low <= 0 <= found.interval.high
+        assert (found.p_value < 0.05) == (not found.interval.low <= 0 <= found.interval.high)
+    assert stats.binomtest(rejected, number, 0.05).pvalue > 0.001
+    assert stats.binomtest(covered, number, 0.95).pvalue > 0.001
+
+
+def test_a_real_difference_on_shared_images_is_found_and_pairing_helps():
+    rng, means = np.random.default_rng(2), np.zeros(5)
+    widths = []
+    for _ in range(15):
+        a, shared = networks(rng, means + 0.4, runs=5, size=200, difficulty=2.0)
+        b, _ = networks(rng, means, runs=5, size=200, difficulty=2.0, shared=shared)
+        apart, _ = networks(rng, means, runs=5, size=200, difficulty=2.0)
+        found = [comparison.difference(a, other, comparison.average) for other in (b, apart)]
+        assert found[0].p_value < 0.05 and found[0].interval.low > 0
+        widths.append([d.interval.high - d.interval.low for d in found])
+    assert np.mean(widths, axis=0)[0] < 0.8 * np.mean(widths, axis=0)[1]
+
+
+def test_shared_part_is_that_of_the_images_where_runs_are_copies():
+    """Then the difference's variance is that of one pair: 0.5 * 0.5 / n of the average."""
+    rng = np.random.default_rng(3)
+    one, other = (rng.random((1, 400)) < 0.5 for _ in range(2))
+    found = comparison.difference([np.repeat(one, 3, 0)], [np.repeat(other, 3, 0)], comparison.gap)
+    assert found.interval.high - found.interval.estimate == pytest.approx(
+        intervals_of_nothing(400)
+    )  # one class has no gap, whatever the images
+    found = comparison.difference(
+        [np.repeat(one, 3, 0)], [np.repeat(other, 3, 0)], comparison.average
+    )
+    error = np.std(one.astype(float) - other) / 20
+    assert found.interval.high - found.interval.estimate == pytest.approx(1.96 * error, rel=0.06)
+
+
+def intervals_of_nothing(size):
+    return 1 - 0.05 ** (1 / size)
+
+
+def test_permutation_test_is_exact_against_the_binomial():
+    """With one class and the average it is McNemar's test of the differing images."""
+    a, b = np.zeros((1, 50), bool), np.zeros((1, 50), bool)
+    a[0, :20], b[0, 12:20], b[0, 20:25] = True, True, True
+    exact = stats.binomtest(12, 17).pvalue
+    assert comparison.permutation_test([a], [b], comparison.average) == pytest.approx(
+        exact, abs=0.012
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_permutation_test_keeps_its_level(name):
+    rng, number = np.random.default_rng(4), 1_000
+    chance = np.linspace(0.3, 0.7, 5)[:, None, None]
+    rejected = 0
+    for _ in range(number):
+        image = rng.normal(size=(5, 1, 100))
+        right = rng.random((5, 2, 100)) < special.ndtr(special.ndtri(chance) + image)
+        a, b = list(right[:, :1]), list(right[:, 1:])
+        rejected += comparison.permutation_test(a, b, STATISTICS[name]) < 0.05
+    # It may reject less often where many permutations tie, but not more often.
+    assert 0.02 < rejected / number < 0.05 + 3 * (0.05 * 0.95 / number) ** 0.5
+
+
+def test_one_run_each_compares_two_networks():
+    a, b = np.zeros((1, 50), bool), np.zeros((1, 50), bool)
+    a[0, :20], b[0, 12:25] = True, True
+    found = comparison.difference([a], [b], comparison.average)
+    assert found.p_value == comparison.permutation_test([a], [b], comparison.average)
+    assert found.interval.estimate == pytest.approx(7 / 50)
+
+
+def test_unequal_runs_or_images_are_refused():
+    a, b = [np.ones((2, 10), bool)], [np.ones((3, 10), bool)]
+    with pytest.raises(ValueError, match="differ in runs or images"):
+        comparison.difference(a, b, comparison.average)
+
+
+def test_nothing_varies():
+    zeros = [np.zeros((3, 100), bool)] * 2
+    found = comparison.difference(zeros, zeros, comparison.worst_class)
+    assert found.p_value == 1 and found.interval.high == pytest.approx(0.0295, abs=1e-4)
+
+
+def test_holm_by_hand():
+    # sorted 0.01, 0.02, 0.04: times 3, 2, 1 = 0.03, 0.04, 0.04
+    assert comparison.holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert comparison.holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_lies_between_the_value_and_bonferroni(values):
+    adjusted = comparison.holm(values)
+    for value, new in zip(values, adjusted, strict=True):
+        assert value <= new <= min(1.0, value * len(values)) + 1e-12

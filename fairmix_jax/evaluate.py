@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from fairmix_jax import classwise, data, export, workdir
+from fairmix_jax import classwise, data, export, model_card, workdir
 from fairmix_jax.checkpoint import Checkpoints
 from fairmix_jax.config import resolved
 from fairmix_jax.errors import UsageError
@@ -21,8 +21,8 @@ from fairmix_jax.types import ApplyFn, Array, Weights
 def run(config: ConfigDict, experiment: Experiment, directory: Path) -> dict[str, Any]:
     """Evaluates the weights in a workdir on the test set and writes the results there.
 
-    Writes `evaluation.json`, `model.safetensors`, `model.json`, and what `classwise.evaluate`
-    writes. AutoAttack goes on where it was interrupted.
+    Writes `evaluation.json`, `model.safetensors`, `model.json`, `model_card.md`, and what
+    `classwise.evaluate` writes. AutoAttack goes on where it was interrupted.
 
     Returns: the content of `evaluation.json`.
 
@@ -48,6 +48,7 @@ def run(config: ConfigDict, experiment: Experiment, directory: Path) -> dict[str
     evaluation |= found | {"settings": given}
     export.save_model(directory, weights, experiment.model_card | facts, evaluation)
     write_json(directory / "evaluation.json", evaluation)
+    model_card.write(directory)
     return evaluation
 
 

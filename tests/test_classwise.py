@@ -1,4 +1,4 @@
-"""Evaluation of any JAX function: verdicts, unions, curves, and that they do not depend on batches."""
+"""Evaluation of any JAX function: verdicts, unions, curves, whatever the batches."""
 
 import json
 
@@ -63,9 +63,9 @@ def test_verdicts_are_exact_for_a_linear_model(found):
             assert ((kept["prediction"] == labels) == kept["robust"]).all()
     curve = evaluation["curve"]
     np.testing.assert_allclose(curve["epsilon"], [0, 0.05, 0.1, 0.2], atol=1e-7)
-    assert curve["class_correct"] == [
-        np.bincount(labels[distance > radius], minlength=2).tolist() for radius in (0, 0.05, 0.1, 0.2)
-    ]  # fmt: skip
+    radii = (0, 0.05, 0.1, 0.2)
+    expected = [np.bincount(labels[distance > radius], minlength=2).tolist() for radius in radii]
+    assert curve["class_correct"] == expected
 
 
 def test_union_is_what_withstands_everything(found):

@@ -72,6 +72,13 @@ def test_only_entry_points_and_builders_see_a_config(path):
     assert "ml_collections" not in imported or path.stem in allowed
 
 
+def test_the_readme_evaluates_any_function_class_by_class(capsys):
+    text = (ROOT / "README.md").read_text()
+    example = re.search(r"<!-- example: classwise -->\n```python\n(.*?)```", text, re.DOTALL)[1]
+    exec(compile(example, "README.md", "exec"), {})
+    assert "'worst_class': [0" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_the_readme_attacks_a_function_that_is_not_a_model_of_ours(capsys):
     """The example runs as printed, in under 15 lines from the images to the report."""
     text = (ROOT / "README.md").read_text()

@@ -65,7 +65,9 @@ def write(path: Path, panels: Sequence[Panel], failures: Mapping[str, str]) -> N
             ),
             provenance="".join(_provenance(number, panel) for number, panel in enumerate(panels)),
             data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-            library=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
+            library=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace(
+                "</script", "<\\/script"
+            ),
             script=(files / "page.js").read_text(),
         )
     )

@@ -1,0 +1,131 @@
+"""What leaves the house: safetensors, the model card, RobustBench's entry."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+from safetensors.numpy import load_file
+
+from fairmix_jax import export, metrics, model_card, robustbench, torch_export
+from fairmix_jax.errors import UsageError
+from fairmix_jax.experiment import build_model
+from fairmix_jax.types import Weights
+
+CARD = {
+    "model": {"name": "preact_resnet", "depth": 10, "width": 8, "norm": "batch"},
+    "image_shape": [8, 8, 3], "mean": [0.5] * 3, "std": [0.2] * 3, "classes": list("abcdefghij"),
+}  # fmt: skip
+PAPER = dict(link="https://arxiv.org/abs/1", name="T", authors="A, B", venue="arXiv, Nov 2026")
+# Of model_info/cifar10/Linf/Bartoldson2024Adversarial_WRN-94-16.json, RobustBench ae5814d (2024).
+FIELDS = {
+    "link": str, "name": str, "authors": str, "additional_data": bool,
+    "number_forward_passes": int, "dataset": str, "venue": str, "architecture": str, "eps": str,
+    "clean_acc": str, "reported": str, "autoattack_acc": str, "footnote": str, "unreliable": bool,
+}  # fmt: skip
+
+
+def evaluation(images=1000, dataset="cifar10", epsilon=8 / 255, norm="linf", **settings):
+    """An evaluation with AutoAttack on so many images of each class."""
+    total = [images] * 10
+    clean, robust = (metrics.result(total, [c] * 10, CARD["classes"], seconds=1.0)
+                     for c in (9 * images // 10, images // 2))  # fmt: skip
+    names = ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
+    robust["detail"] = {"broken_by": {name: [0] * 10 for name in names}}
+    return {
+        "dataset": dataset, "classes": CARD["classes"], "weights": "best",
+        "threat": {"norm": norm, "epsilon": epsilon},
+        "attacks": {"clean": clean, "autoattack": robust}, "settings": settings,
+    }  # fmt: skip
+
+
+def test_safetensors_round_trip_is_bit_exact(tmp_path):
+    model = build_model(CARD)
+    weights = Weights(*model.init(jax.random.key(0)))
+    export.save_model(tmp_path, weights, CARD, evaluation())
+    stored = load_file(tmp_path / "model.safetensors")
+    leaves = {f"{kind}/{'/'.join(k.key for k in path)}": leaf
+              for kind, tree in zip(Weights._fields, weights, strict=True)
+              for path, leaf in jax.tree.leaves_with_path(tree)}  # fmt: skip
+    assert set(leaves) == set(stored)
+    for name, leaf in leaves.items():
+        assert stored[name].dtype == leaf.dtype and stored[name].tobytes() == leaf.tobytes()
+    logits_fn, card = export.load_model(tmp_path)
+    images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
+    expected = model.apply(*weights, images, train=False)[0]
+    np.testing.assert_array_equal(logits_fn(images), expected)
+    assert card["threat"] == {"norm": "linf", "epsilon": 8 / 255}
+
+
+def test_robustbench_entry_has_the_schema_of_the_benchmark():
+    entry = robustbench.model_info(evaluation(), CARD, **PAPER)
+    assert {name: type(value) for name, value in entry.items()} == FIELDS
+    assert entry["eps"] == "8/255" and entry["architecture"] == "PreActResNet-10 of width 8"
+    assert entry["clean_acc"] == "90.00" and entry["autoattack_acc"] == "50.00"
+    assert robustbench.model_info(evaluation(norm="l2", epsilon=0.5), CARD, **PAPER)["eps"] == "0.5"
+    wide = CARD | {"model": {"name": "wide_resnet", "depth": 28, "width": 10}}
+    entry = robustbench.model_info(evaluation(), wide, **PAPER)
+    assert entry["architecture"] == "WideResNet-28-10"
+
+
+def test_only_a_real_autoattack_on_all_images_fills_the_entry():
+    subset, cheap, weaker = evaluation(100), evaluation(search_dtype="bfloat16"), evaluation()
+    del weaker["attacks"]["autoattack"]["detail"]["broken_by"]["square"]
+    pgd = evaluation()
+    pgd["attacks"]["pgd20"] = pgd["attacks"].pop("autoattack")
+    for found in (subset, cheap, weaker, pgd):
+        entry = robustbench.model_info(found, CARD, **PAPER)
+        assert entry["autoattack_acc"] is None and entry["reported"] is None
+    with pytest.raises(UsageError, match="no leaderboard"):
+        robustbench.model_info(evaluation(dataset="digits"), CARD, **PAPER)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    weights = Weights(*build_model(CARD).init(jax.random.key(0)))
+    export.save_model(tmp_path, weights, CARD, evaluation())
+    provenance = {
+        "argv": ["launch.py"], "processor": "p", "device": "d", "versions": {"jax": "1"},
+        "date": "2026", "commit": "abc",
+    }  # fmt: skip
+    for name, content in (("evaluation", evaluation()), ("run", provenance)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_model_card_tells_every_class_and_its_limits(workdir):
+    model_card.write(workdir)
+    text = (workdir / "model_card.md").read_text()
+    assert text.startswith("---\nlibrary_name: fairmix_jax")
+    assert "| j | 90.0 | 50.0 |" in text and "## Limits" in text and "commit abc" in text
+
+
+def test_command_lines(workdir, tmp_path):
+    paper = [f"--{name}={value}" for name, value in PAPER.items()]
+    done = run_module("robustbench", str(workdir), *paper)
+    assert done.returncode == 0 and json.loads(done.stdout)["autoattack_acc"] == "50.00"
+    done = run_module("torch_export", str(workdir), str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "model.json", "model_torch.safetensors", "torch_model.py",
+    ]  # fmt: skip
+    for arguments in (("robustbench", "/nowhere", *paper), ("torch_export", "/nowhere", "/tmp/x")):
+        failed = run_module(*arguments)
+        assert failed.returncode == 2 and "evaluate" in failed.stderr
+
+
+def run_module(name, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"fairmix_jax.{name}", *arguments],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_models_without_a_counterpart_in_pytorch_are_refused():
+    with pytest.raises(UsageError, match="'mine' has 'Conv_7'"):
+        torch_export.state_dict(
+            {"params/Conv_7/kernel": np.zeros((1, 1, 1, 1))}, {"model": {"name": "mine"}}
+        )

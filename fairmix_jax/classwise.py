@@ -1,10 +1,10 @@
 """Evaluation of any JAX function: what becomes of every image, class by class."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.tree_util import Partial
 
@@ -14,13 +14,13 @@ from fairmix_jax.errors import UsageError
 from fairmix_jax.progress import console
 from fairmix_jax.types import LogitsFn, ThreatModel
 
-_STATISTICS = ("average", "worst_class", "worst_class_name", "gap", "std")
+_STATISTICS = ("average", "worst_class", "gap", "std")
 UNION = "union"
 """The name of the union of all attacks among the results."""
 
 
 class Settings(NamedTuple):
-    """How to evaluate; fields of `config.evaluate`, where their units and defaults are.
+    """How to evaluate; all but the seed are fields of `config.evaluate`.
 
     Attributes:
       attacks: e.g. `"clean,pgd20,autoattack"`, see `suite.parse`.
@@ -58,8 +58,9 @@ def evaluate(
     """Evaluates any JAX function class by class.
 
     The union counts an image as robust if it is classified correctly as it is, under every
-    attack and at every iterate of PGD; it is added where there are two attacks or more. An
-    example's random numbers depend on the seed, the attack and its row only.
+    attack and at every iterate of PGD; it is added where there are two attacks or more. The
+    curve, too, counts every iterate. An example's random numbers depend on the seed, the
+    attack (of PGD and its kind the number of steps) and its row only.
 
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`; must not couple examples. Weights
@@ -72,19 +73,22 @@ def evaluate(
       rows: `[N]` positions in the test set, `0 .. N - 1` if `None`.
       search: a cheaper model for AutoAttack to search with.
       directory: where `attacks/NAME/verdicts.npz` (of each image: row, label, robust,
-        prediction, confidence) and `examples.npz` go, and where AutoAttack keeps its state.
+        prediction, confidence, which is NaN of AutoAttack) and `examples.npz` go, and where
+        AutoAttack keeps its state.
 
-    Returns: the fields `classes`, `threat`, `attacks`, `images_sha256` and, with radii,
-    `curve` of `evaluation.json`.
+    Returns: the fields `classes`, `threat`, `attacks`, `settings`, `images_sha256` and, with
+    radii, `curve` of `evaluation.json`.
 
     Raises:
-      UsageError: an attack is unknown, or labels do not fit the images or classes.
+      UsageError: an attack is unknown; images, labels, bounds, classes or logits do not fit
+        each other; the radii do not rise.
     """
     settings = settings or Settings()
     chosen = suite.parse(settings.attacks)
     split = Split(np.asarray(images), np.asarray(labels, np.int32))
-    _check(split, class_names)
     model = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    _require(split, class_names, threat, settings)
+    _require_logits(model, split, class_names)
     searcher = search if search is None or isinstance(search, Partial) else Partial(search)
     one = _Evaluator(
         model, searcher, split, np.arange(len(split.labels)) if rows is None else rows,
@@ -96,13 +100,15 @@ def evaluate(
         robust += withstood
         _tell(named.name, results[named.name])
     if sum(named.kind != "clean" for named in chosen) > 1:
+        robust.append(one.clean())
         results[UNION] = one.result(np.logical_and.reduce(robust), seconds=0.0)
         results[UNION]["members"] = [named.name for named in chosen]
     found = {
         "classes": list(class_names),
         "threat": {"norm": threat.norm, "epsilon": threat.epsilon},
         "attacks": results,
-        "images_sha256": _fingerprint(split),
+        "images_sha256": verdicts.fingerprint(split.labels, batches.as_float(split.images)),
+        "settings": settings._asdict(),
     }
     return found | ({"curve": one.curve(chosen)} if settings.radii else {})
 
@@ -124,8 +130,14 @@ class _Evaluator(NamedTuple):
         given = self.settings
         step_size = self.threat.epsilon / 4 if given.step_size is None else given.step_size
         return evaluate_batchwise.Steps(
-            self.threat, step_size, given.num_restarts, given.seed, given.batch_size
+            self.threat, step_size, given.num_restarts, given.seed, given.batch_size, self.rows
         )
+
+    def clean(self) -> np.ndarray:
+        """Which images are classified correctly as they are."""
+        named = suite.Named("clean", "clean")
+        judged = evaluate_batchwise.judge(named, self.logits_fn, self.split, self.steps, [])
+        return judged.verdicts.correct
 
     def result(self, correct: np.ndarray, *, seconds: float) -> dict[str, Any]:
         labels, number = self.split.labels, len(self.class_names)
@@ -146,8 +158,13 @@ class _Evaluator(NamedTuple):
         withstood = [found.verdicts.correct]
         if found.any_iterate is not None:
             withstood.append(found.any_iterate.correct)
-            of_any = self.result(withstood[-1], seconds=0.0)
-            result["any_iterate"] = {k: of_any[k] for k in ("class_correct", *_STATISTICS)}
+            counts = verdicts.class_counts(labels, withstood[-1], number)
+            summary = metrics.summarize(*counts)
+            worst = self.class_names[int(summary["worst_class_index"])]
+            result["any_iterate"] = {
+                "class_correct": counts[1].tolist(), "worst_class_name": worst,
+                **{name: summary[name] for name in _STATISTICS},
+            }  # fmt: skip
         return result, withstood
 
     def _ensemble(self, named: suite.Named, examples: list[int]):
@@ -209,7 +226,9 @@ class _Evaluator(NamedTuple):
         return self.directory and self.directory / "attacks" / named.name
 
 
-def _check(split: Split, class_names: Sequence[str]) -> None:
+def _require(
+    split: Split, class_names: Sequence[str], threat: ThreatModel, settings: Settings
+) -> None:
     images, labels = split
     if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
         raise UsageError(
@@ -221,13 +240,26 @@ def _check(split: Split, class_names: Sequence[str]) -> None:
             f"labels lie in [{labels.min()}, {labels.max()}], but class_names has "
             f"{len(class_names)} names; give one name a class"
         )
+    low, high = threat.bounds
+    if images.dtype != np.uint8 and not (
+        np.issubdtype(images.dtype, np.floating) and low <= images.min() <= images.max() <= high
+    ):
+        raise UsageError(
+            f"images are {images.dtype} in [{images.min()}, {images.max()}], threat.bounds are "
+            f"{threat.bounds}; give uint8, or floats inside the bounds"
+        )
+    if list(settings.radii) != sorted(set(settings.radii)) or min(settings.radii, default=1) <= 0:
+        raise UsageError(f"radii={tuple(settings.radii)} must be positive and rise")
 
 
-def _fingerprint(split: Split) -> str:
-    """Equal for equal images with equal labels: what a paired comparison needs."""
-    digest = hashlib.sha256(np.ascontiguousarray(split.labels).tobytes())
-    digest.update(np.ascontiguousarray(batches.as_float(split.images)).tobytes())
-    return digest.hexdigest()
+def _require_logits(model: Partial, split: Split, class_names: Sequence[str]) -> None:
+    one = jax.ShapeDtypeStruct((1, *split.images.shape[1:]), np.float32)
+    shape = jax.eval_shape(model, one).shape
+    if shape != (1, len(class_names)):
+        raise UsageError(
+            f"logits_fn maps one image to shape {shape}, but class_names has {len(class_names)} "
+            f"names; it must give (1, {len(class_names)})"
+        )
 
 
 def _tell(name: str, result: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The exceptions that a user meets."""
 
 
 class UsageError(Exception):
@@ -9,8 +9,11 @@ class UsageError(Exception):
     """
 
 
-class Interrupted(Exception):
-    """Training was stopped by a signal after saving; run the same command to go on."""
+class Interrupted(BaseException):
+    """A signal stopped the run; run the same command to go on.
+
+    Like `KeyboardInterrupt` it is no `Exception`, so that nothing takes it for a failure.
+    """
 
 
 class MembersFailed(Exception):

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from fairmix_jax import classwise, data, export, model_card, workdir
+from fairmix_jax import classwise, data, export, model_card
 from fairmix_jax.checkpoint import Checkpoints
 from fairmix_jax.config import resolved
 from fairmix_jax.errors import UsageError
 from fairmix_jax.experiment import Experiment
 from fairmix_jax.export import write_json
 from fairmix_jax.types import ApplyFn, Array, Weights
+from fairmix_jax.workdir import provenance, record
 
 
 def run(config: ConfigDict, experiment: Experiment, directory: Path) -> dict[str, Any]:
@@ -45,10 +46,10 @@ def run(config: ConfigDict, experiment: Experiment, directory: Path) -> dict[str
         directory=directory,
     )  # fmt: skip
     evaluation = {"schema": 1, "dataset": config.data.name, "weights": given["weights"]}
-    evaluation |= found | {"settings": given}
+    evaluation |= found | {"settings": given, "provenance": provenance()}
     export.save_model(directory, weights, experiment.model_card | facts, evaluation)
+    model_card.write(directory, evaluation, bounds=experiment.threat.bounds)
     write_json(directory / "evaluation.json", evaluation)
-    model_card.write(directory)
     return evaluation
 
 
@@ -65,12 +66,17 @@ def save_foreign(
       method: the model's name in reports.
       dataset: the name of the data, as in `config.data.name`.
       seed: of the model's training; models that share a method are its seeds.
+
+    Raises:
+      UsageError: `directory` holds a run.
     """
+    if (directory / "checkpoints").exists():
+        raise UsageError(f"{str(directory)!r} holds a run; give a folder of its own")
     directory.mkdir(parents=True, exist_ok=True)
     facts = {"schema": 1, "dataset": dataset, "weights": "foreign", "method": method}
     write_json(directory / "config.json", {"seed": seed})
-    workdir.record(directory)
-    write_json(directory / "evaluation.json", facts | dict(found))
+    record(directory)
+    write_json(directory / "evaluation.json", facts | dict(found) | {"provenance": provenance()})
 
 
 def logits_partial(apply_fn: ApplyFn, weights: Weights, dtype: Any = jnp.float32) -> Partial:

@@ -37,13 +37,14 @@ class Judged(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """How to attack: what PGD, FGSM and MI-FGSM are given."""
+    """How to attack: what PGD, FGSM and MI-FGSM are given, and the images' rows `[N]`."""
 
     threat: ThreatModel
     step_size: float
     num_restarts: int
     seed: int
     batch_size: int
+    rows: np.ndarray
 
 
 def judge(
@@ -51,8 +52,7 @@ def judge(
 ) -> Judged:
     """Attacks a split and says what became of each image.
 
-    An example's random numbers depend on the seed, the number of steps and its position in
-    the split only.
+    An example's random numbers depend on the seed, the number of steps and its row only.
 
     Args:
       named: `clean`, `fgsm`, `mifgsmN` or `pgdN`.
@@ -136,10 +136,11 @@ def _over_batches(
     key = jax.random.fold_in(jax.random.key(steps.seed), salt)
     parts, kept = [], {}
     for batch in batches.in_order(batches.to_device(split), steps.batch_size):
+        mask, positions = np.asarray(batch.mask), np.asarray(batch.index)
+        batch = batch._replace(index=jnp.asarray(steps.rows[positions], jnp.int32))
         found, images = look(logits_fn, batch, key, jnp.asarray(radius, jnp.float32))
-        mask = np.asarray(batch.mask)
         parts.append(jax.tree.map(lambda x, mask=mask: np.asarray(x)[mask], found))
-        positions = np.asarray(batch.index)[mask]
+        positions = positions[mask]
         for row in set(examples) & set(positions.tolist()):
             kept[row] = np.asarray(images[int(np.flatnonzero(positions == row)[0])])
     whole = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)

@@ -25,7 +25,7 @@ def save_model(
       evaluation: data set, threat and which weights these are, copied into `model.json`.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _named(weights).items()}
+    tensors = {name: np.asarray(leaf, order="C") for name, leaf in _named(weights).items()}
     save_file(tensors, str(workdir / "model.safetensors"))
     facts = {name: evaluation[name] for name in ("dataset", "threat", "weights")}
     write_json(workdir / "model.json", dict(card) | facts)

@@ -11,6 +11,7 @@ from scipy import special
 
 from fairmix_jax import metrics, report, theory, theory_surrogates
 from fairmix_jax.data import gaussian
+from fairmix_jax.errors import UsageError
 from fairmix_jax.progress import console
 from fairmix_jax.tables import Table, markdown, rich_table
 
@@ -114,9 +115,16 @@ def _exact(run: report.Run) -> Outcome:
 
 
 def _measured(run: report.Run) -> Outcome:
+    """On the test set: of clean images, and under the PGD with the most steps."""
+    attacks = run.evaluation["attacks"]
+    steps = {int(name[3:]): name for name in attacks if name.startswith("pgd")}
+    if "clean" not in attacks or not steps:
+        raise UsageError(
+            f"{run.path} was evaluated with {', '.join(attacks)}; this report needs clean and a PGD"
+        )
     disparities = []
-    for result in run.evaluation["attacks"].values():
-        minus, plus = np.divide(result["class_correct"], result["class_total"])
+    for name in ("clean", steps[max(steps)]):
+        minus, plus = np.divide(attacks[name]["class_correct"], attacks[name]["class_total"])
         disparities.append(float(minus - plus))
     return Outcome(float("nan"), *disparities)
 

@@ -14,23 +14,34 @@ far less robust; the table does not. The threat model is all that was measured: 
 larger radii and natural corruptions were not."""
 
 
-def write(workdir: Path) -> None:
-    """Writes `model_card.md` from the files of an evaluated run: Markdown with a YAML head."""
-    evaluation, card, provenance = (
-        json.loads((workdir / name).read_text())
-        for name in ("evaluation.json", "model.json", "run.json")
+def write(workdir: Path, evaluation: Mapping[str, Any], *, bounds: tuple[float, float]) -> None:
+    """Writes `model_card.md`, Markdown with a YAML head, beside `model.json` and `run.json`.
+
+    Args:
+      workdir: of the run.
+      evaluation: content of `evaluation.json`.
+      bounds: of the pixels.
+    """
+    card, provenance = (
+        json.loads((workdir / name).read_text()) for name in ("model.json", "run.json")
     )
-    (workdir / "model_card.md").write_text(text(evaluation, card, provenance))
+    page = text(evaluation, card, provenance, bounds=bounds)
+    (workdir / "model_card.md").write_text(page, encoding="utf-8")
 
 
 def text(
-    evaluation: Mapping[str, Any], card: Mapping[str, Any], provenance: Mapping[str, Any]
+    evaluation: Mapping[str, Any],
+    card: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    *,
+    bounds: tuple[float, float],
 ) -> str:
     """Returns the card.
 
     Args:
       evaluation, card, provenance: contents of `evaluation.json`, `model.json` and
         `run.json`.
+      bounds: of the pixels.
     """
     threat, model = evaluation["threat"], card["model"]
     arguments = ", ".join(f"{k}={v}" for k, v in model.items() if k != "name")
@@ -40,9 +51,9 @@ def text(
         f"- adversarial-robustness\ndatasets:\n- {evaluation['dataset']}\n---",
         f"# {model['name']} trained on {evaluation['dataset']}",
         f"A `{model['name']}` ({arguments or 'no arguments'}) for images of {height} x {width} "
-        f"pixels and {channels} channel{'s' * (channels > 1)}, values in [0, 1]; it normalises "
-        f"them itself. The {evaluation['weights']} weights of the run, evaluated in the "
-        f"{threat['norm']} ball of radius {threat['epsilon']:.4g}.",
+        f"pixels and {channels} channel{'s' * (channels > 1)}, values in [{bounds[0]:g}, "
+        f"{bounds[1]:g}]; any normalisation is inside. The {evaluation['weights']} weights of "
+        f"the run, evaluated in the {threat['norm']} ball of radius {threat['epsilon']:.4g}.",
         _headlines(evaluation),
         _classes(evaluation),
         f"## How to use it\n\n```python\nfrom fairmix_jax.export import load_model\n\n"

@@ -5,7 +5,6 @@ import itertools
 import json
 import time
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,12 @@ from ml_collections import ConfigDict
 
 from fairmix_jax import config as config_lib
 from fairmix_jax import evaluate, gaussian_report, report, train, workdir
-from fairmix_jax.errors import Interrupted, MembersFailed, UsageError
+from fairmix_jax.errors import MembersFailed, UsageError
 from fairmix_jax.experiment import build
 from fairmix_jax.export import write_json
 from fairmix_jax.progress import console
 
+_MAX_NAME = 200
 _REPORTS = {"classes": report.write, "gaussian": gaussian_report.write}
 
 
@@ -25,9 +25,10 @@ def run(config: ConfigDict, directory: Path, *, with_training: bool) -> None:
     """Trains (if so told), evaluates and reports a config, or each member of its grid.
 
     A single run has `directory` to itself; a grid has one folder a member in it, and the
-    comparison in `directory/report`. What is done is not done again. A member that fails
-    does not stop the others: `directory/sweep.json` and the report list it, its traceback
-    is in `error.txt` in its folder, and running the grid again tries it again.
+    comparison of those that are done in `directory/report`. What is trained is not trained
+    again, nor evaluated unless told so. A member that fails does not stop the others:
+    `directory/sweep.json` lists it, its traceback is in `error.txt` in its folder, and
+    running the grid again tries it again.
 
     Raises:
       UsageError: the sweep or the single run is not a valid config.
@@ -42,13 +43,15 @@ def run(config: ConfigDict, directory: Path, *, with_training: bool) -> None:
     for field in {field for _, changes in members for field in changes}:
         config_lib.get(config, field)
     workdir.claim(directory, config)
-    states = {name: {"status": "waiting"} for name, _ in members}
+    path = directory / "sweep.json"
+    before = json.loads(path.read_text())["members"] if path.exists() else {}
+    states = {name: before.get(name, {"status": "waiting"}) for name, _ in members}
     for number, (name, changes) in enumerate(members, start=1):
         console.print(f"[{number}/{len(members)}] {name}", markup=False)
         states[name] = {"status": "running"}
-        _write_states(directory, states)
+        write_json(path, {"members": states})
         states[name] = _try_member(config, changes, directory / name, with_training=with_training)
-        _write_states(directory, states)
+        write_json(path, {"members": states})
     workdir.record(directory)
     done = [directory / name for name in states if states[name]["status"] == "done"]
     if done:
@@ -57,7 +60,7 @@ def run(config: ConfigDict, directory: Path, *, with_training: bool) -> None:
     if failed:
         raise MembersFailed(
             f"{len(failed)} of {len(members)} members failed: {failed[0]}: "
-            f"{states[failed[0]]['error']} (all in {directory / 'sweep.json'})"
+            f"{states[failed[0]]['error']} (all in {path})"
         )
 
 
@@ -72,8 +75,6 @@ def _try_member(
         _run_member(member, path, with_training=with_training)
         if config.report == "classes":
             report.write(path, [path], show=False)
-    except Interrupted:
-        raise
     except Exception as error:  # whatever it is, the other members are not to blame
         message = " ".join(f"{type(error).__name__}: {error}".split())
         console.print(f"failed: {message}", markup=False)
@@ -82,10 +83,6 @@ def _try_member(
         return {"status": "failed", "error": message}
     (path / "error.txt").unlink(missing_ok=True)
     return {"status": "done", "seconds": round(time.monotonic() - start, 1)}
-
-
-def _write_states(directory: Path, states: Mapping[str, Mapping[str, Any]]) -> None:
-    write_json(directory / "sweep.json", {"members": states})
 
 
 def _run_member(config: ConfigDict, directory: Path, *, with_training: bool) -> None:
@@ -111,18 +108,23 @@ def expand(sweep: str) -> list[tuple[str, dict[str, Any]]]:
     """Returns the members of a grid: their names and the fields they override.
 
     `"mixing.name=none,same_class seed=0,1"` has four members, the last field varying
-    fastest; the first is named `mixing.name=none,seed=0`. `"seed+data.draw=0,1"` gives two
-    fields the same value; `"|"` separates grids that are run one after the other. An empty
-    text has no members.
+    fastest; the first is named `mixing.name=none,seed=0` (`/` in values becomes `_`).
+    `"seed+data.draw=0,1"` gives two fields the same value; `"|"` separates grids that are
+    run one after the other. An empty text has no members.
 
     Raises:
-      UsageError: the text is not of that form.
+      UsageError: the text is not of that form, or a name is too long for a folder.
     """
     members = {}
     for grid in sweep.split("|") if sweep.strip() else ():
         axes = [_axis(part) for part in grid.split()]
         for chosen in itertools.product(*axes):
-            name = ",".join(f"{fields}={text}" for fields, text in chosen)
+            name = ",".join(f"{fields}={text}" for fields, text in chosen).replace("/", "_")
+            if len(name.encode()) > _MAX_NAME:
+                raise UsageError(
+                    f"sweep: the member {name!r} has a name of more than {_MAX_NAME} bytes; vary "
+                    "fewer fields, or give shorter values"
+                )
             members[name] = {
                 field: _literal(text) for fields, text in chosen for field in fields.split("+")
             }

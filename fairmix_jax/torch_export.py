@@ -27,6 +27,7 @@ from fairmix_jax.export import write_json
 
 _ARRAYS = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _FLATTENING = ("small_cnn", "linear")
+_KNOWN = (*_FLATTENING, "preact_resnet", "wide_resnet", "resnet")
 
 
 def state_dict(tensors: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -60,7 +61,7 @@ def state_dict(tensors: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> di
             found[f"{target}.{_ARRAYS[name]}"] = array
         if name == "mean":
             found[f"{target}.num_batches_tracked"] = np.zeros((), np.int64)
-    return {name: np.ascontiguousarray(array) for name, array in found.items()}
+    return {name: np.asarray(array, order="C") for name, array in found.items()}
 
 
 def _weight(kernel: np.ndarray, card: Mapping[str, Any]) -> np.ndarray:
@@ -77,13 +78,15 @@ def _weight(kernel: np.ndarray, card: Mapping[str, Any]) -> np.ndarray:
 def _layers(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Our name of each layer and PyTorch's."""
     chosen = card["model"]
+    if chosen["name"] not in _KNOWN:
+        return
     yield "Dense_0", "linear"
     if chosen["name"] == "small_cnn":
         for number in range(3):
             yield f"Conv_{number}", f"conv{number + 1}"
             for kind in ("BatchNorm", "GroupNorm"):
                 yield f"{kind}_{number}", f"bn{number + 1}"
-    if chosen["name"] not in ("preact_resnet", "wide_resnet", "resnet"):
+    if chosen["name"] in _FLATTENING:
         return
     is_preact = chosen["name"] != "resnet"
     yield "Conv_0", "conv1"

@@ -82,6 +82,54 @@ def test_union_is_what_withstands_everything(found):
     assert "union" not in run(settings=Settings(attacks="clean,pgd10"))["attacks"]
 
 
+def test_union_asks_for_the_clean_image_whether_listed_or_not():
+    """This model is wrong on dark images as they are, and right wherever it is attacked."""
+
+    def odd(x):
+        mean = jnp.mean(x, axis=(1, 2, 3))
+        untouched = jnp.all(jnp.abs(x * 255 - jnp.round(x * 255)) < 1e-4, axis=(1, 2, 3))
+        sign = jnp.where(untouched & (mean < 0.5), -1, 1)[:, None]
+        return sign * brightness(x)
+
+    data, labels = images()
+    pixels = np.round(255 * data).astype(np.uint8)
+    found = classwise.evaluate(
+        odd, pixels, labels, class_names=NAMES, threat=ThreatModel("linf", 1e-3),
+        settings=Settings(attacks="fgsm,pgd10"),
+    )["attacks"]  # fmt: skip
+    assert list(found) == ["fgsm", "pgd10", "union"]
+    assert found["pgd10"]["class_correct"][0] > 8 > found["union"]["class_correct"][0]
+
+
+def test_an_image_meets_the_same_attack_in_a_subset(found):
+    rows = np.arange(1, 24, 3)
+    data, labels = images()
+    subset = classwise.evaluate(
+        brightness, data[rows], labels[rows], class_names=NAMES, threat=THREAT, rows=rows,
+        settings=Settings(attacks="pgd1"),
+    )["attacks"]["pgd1"]  # fmt: skip
+    whole = run(settings=Settings(attacks="pgd1"))["attacks"]["pgd1"]
+    kept = verdicts.unpack(whole["verdicts"], whole["class_total"])
+    right = np.zeros(24, bool)
+    for number in (0, 1):
+        right[labels == number] = kept[number]
+    assert subset["verdicts"] == verdicts.pack(labels[rows], right[rows], 2)
+
+
+def test_other_bounds_norms_and_absent_classes():
+    data, labels = images()
+    shifted = 4 * data - 2
+    found = classwise.evaluate(
+        lambda x: jnp.pad(brightness((x + 2) / 4), ((0, 0), (0, 1)), constant_values=-9.0),
+        shifted, labels, class_names=(*NAMES, "absent"), threat=ThreatModel("l2", 0.5, (-2.0, 2.0)),
+        settings=Settings(attacks="clean,pgd10"),
+    )  # fmt: skip
+    clean, robust = found["attacks"]["clean"], found["attacks"]["pgd10"]
+    assert clean["class_total"] == [12, 12, 0]
+    assert sum(robust["class_correct"]) < sum(clean["class_correct"])
+    assert clean["calibration"]["class_confidence"][2] is None
+
+
 def test_confusion_calibration_and_packed_verdicts_add_up(found):
     evaluation, directory = found
     for name in ("clean", "fgsm", "pgd10"):
@@ -120,6 +168,7 @@ def test_weights_may_be_arguments(found):
 def without_times(evaluation):
     text = json.dumps(evaluation, default=str)
     content = json.loads(text)
+    content.pop("settings")
     for result in content["attacks"].values():
         result.pop("seconds")
         result.get("detail", {}).clear()
@@ -139,11 +188,11 @@ def test_a_foreign_model_stands_beside_others_in_a_report(found, tmp_path):
     for number, scale in enumerate((1.0, 0.5)):
         evaluate.save_foreign(
             tmp_path / str(number), run(lambda x, s=scale: brightness(x) + s - 1),
-            method=f"foreign {number}", dataset="toy",
+            method=f"theirs {number}", dataset="toy",
         )  # fmt: skip
     report.write(tmp_path, [tmp_path], show=False)
     text = (tmp_path / "report" / "table.md").read_text()
-    assert "| pgd10 | foreign 0 | 1 |" in text and "| pgd10 | foreign 1 | 1 |" in text
+    assert "| pgd10 | theirs 0 (foreign) | 1 |" in text and "| theirs 1 (foreign) | 1 |" in text
 
 
 @pytest.mark.parametrize(
@@ -152,15 +201,17 @@ def test_a_foreign_model_stands_beside_others_in_a_report(found, tmp_path):
         (dict(labels=np.zeros(3, int)), "labels of shape"),
         (dict(labels=np.full(24, 2)), "class_names has 2 names"),
         (dict(settings=Settings(attacks="cw")), "'cw' is unknown"),
+        (dict(settings=Settings(radii=(1.0, 0.5))), "must be positive and rise"),
+        (dict(images=255 * images()[0]), "floats inside the bounds"),
+        (dict(images=images()[0].astype(int)), "give uint8"),
+        (dict(class_names="abc"), "must give \\(1, 3\\)"),
     ],
 )
 def test_bad_input_is_named(change, message):
     data, labels = images()
-    arguments = dict(labels=labels, settings=ALL) | change
+    arguments = dict(images=data, labels=labels, class_names=NAMES, settings=ALL) | change
     with pytest.raises(UsageError, match=message):
-        classwise.evaluate(
-            brightness, data, arguments.pop("labels"), class_names=NAMES, threat=THREAT, **arguments
-        )
+        classwise.evaluate(brightness, threat=THREAT, **arguments)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=40))

@@ -153,12 +153,50 @@ def test_unequal_runs_or_images_are_refused():
     a, b = [np.ones((2, 10), bool)], [np.ones((3, 10), bool)]
     with pytest.raises(ValueError, match="differ in runs or images"):
         comparison.difference(a, b, comparison.average)
+    absent = [np.ones((1, 10), bool), np.ones((1, 0), bool)]
+    with pytest.raises(ValueError, match="differ in runs or images"):
+        comparison.difference(absent, absent[::-1], comparison.average)
+    with pytest.raises(ValueError, match="one run of each"):
+        comparison.permutation_test(a, a, comparison.average)
 
 
 def test_nothing_varies():
     zeros = [np.zeros((3, 100), bool)] * 2
     found = comparison.difference(zeros, zeros, comparison.worst_class)
     assert found.p_value == 1 and found.interval.high == pytest.approx(0.0295, abs=1e-4)
+
+
+def test_counts_that_coincide_prove_nothing():
+    """Two seeds with the very same difference: their images' noise stays, and so does doubt."""
+    rng = np.random.default_rng(5)
+    a = [np.stack([rng.permutation(np.arange(50) < 31) for _ in range(2)]) for _ in range(3)]
+    b = [np.stack([rng.permutation(np.arange(50) < 29) for _ in range(2)]) for _ in range(3)]
+    found = comparison.difference(a, b, comparison.average)
+    assert found.interval.estimate == pytest.approx(0.04)
+    assert found.p_value > 0.2 and found.interval.low < 0 < found.interval.high
+
+
+def test_perfect_methods_are_not_told_apart():
+    ones = [np.ones((3, 100), bool)] * 2
+    for found in comparison.differences(ones, ones).values():
+        assert found.p_value == 1 and found.interval.high == pytest.approx(0.0295, abs=1e-4)
+
+
+def test_classes_over_seeds_are_jeffreys_intervals_and_students_t():
+    low, mean, high = comparison.classes_over_seeds([20, 20, 0], [10, 0, 0])
+    exact = stats.beta(10.5, 10.5).ppf([0.025, 0.975])
+    assert (low[0], mean[0], high[0]) == pytest.approx((exact[0], 0.5, exact[1]))
+    assert (low[1], mean[1]) == (0, 0) and 0.1 < high[1] < 0.2  # 3 / n and a little less
+    assert np.isnan([low[2], mean[2], high[2]]).all()
+    wide = comparison.classes_over_seeds([2000], [[900], [1100]])
+    assert wide[2, 0] == 1.0 and wide[1, 0] == 0.5  # t(0.975, 1) times 0.05 alone is 0.64
+
+
+def test_all_statistics_at_once_are_the_single_ones():
+    rng = np.random.default_rng(6)
+    a, b = ([rng.random((3, 40)) < 0.6 for _ in range(4)] for _ in range(2))
+    found = comparison.differences(a, b)
+    assert found == {n: comparison.difference(a, b, s) for n, s in STATISTICS.items()}
 
 
 def test_holm_by_hand():

@@ -97,7 +97,7 @@ def workdir(tmp_path):
 
 
 def test_model_card_tells_every_class_and_its_limits(workdir):
-    model_card.write(workdir)
+    model_card.write(workdir, evaluation(), bounds=(0.0, 1.0))
     text = (workdir / "model_card.md").read_text()
     assert text.startswith("---\nlibrary_name: fairmix_jax")
     assert "| j | 90.0 | 50.0 |" in text and "## Limits" in text and "commit abc" in text

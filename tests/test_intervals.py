@@ -64,6 +64,9 @@ def test_interval_of_the_average_agrees_with_the_normal_approximation():
 def test_interval_of_the_average_is_fixed_and_certain_where_nothing_varies():
     assert intervals.average([9, 9], [4, 7]) == intervals.average([9, 9], [4, 7])
     assert intervals.average([9, 0, 9], [9, 0, 0]) == (0.5, 0.5, 0.5)
+    low, middle, high = intervals.average([100] * 3, [0] * 3)
+    assert (low, middle) == (0, 0) and high == pytest.approx(1 - 0.025 ** (1 / 300))
+    assert intervals.average([100] * 3, [100] * 3) == (1 - high, 1, 1)
 
 
 def test_unequal_classes_are_covered_too():

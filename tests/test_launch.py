@@ -187,7 +187,9 @@ def test_a_killed_sweep_goes_on_and_a_broken_member_does_not_stop_the_others(tmp
     assert "base.name='nope' is unknown" in states[members[2]]["error"]
     assert "Traceback" in (tmp_path / members[2] / "error.txt").read_text()
     table = (tmp_path / "report" / "table.md").read_text()
-    assert "Failed: base.name=nope,seed=0" in table and "| pgd20 | pgd_at | 2 |" in table
+    assert (
+        "base.name=nope,seed=0: failed: UsageError" in table and "| pgd20 | pgd_at | 2 |" in table
+    )
 
     for name in ("sweep", "nothing"):
         mistake = launch(*TINY, "--mode=sweep", f"--workdir={tmp_path / name}", *{

@@ -11,6 +11,8 @@ from tests.test_report import LABELS, make_result, make_run
 
 webdriver = pytest.importorskip("selenium.webdriver")
 
+WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
+
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="needs chromium and chromium-driver, as Debian packs them"
@@ -100,7 +102,7 @@ def choose(browser, control, text):
         """const [id, text, done] = arguments, select = document.getElementById(id);
         select.value = [...select.options].find((o) => o.textContent === text).value;
         select.dispatchEvent(new Event("change"));
-        setTimeout(done, 500);""",
+        window.ready.then(done);""",
         control, text,
     )  # fmt: skip
 
@@ -142,6 +144,11 @@ def test_shows_every_section_with_a_chart_a_reader_can_hear(opened):
     images = opened.find_elements("css selector", "#examples img")
     assert len(images) == 6 and all(i.get_attribute("alt") for i in images)
     assert all(i.get_property("naturalWidth") == 8 for i in images)
+    link = opened.find_element("css selector", "#leaderboard tbody a")
+    opened.execute_script("arguments[0].click()", link)
+    target = opened.find_element("css selector", link.get_attribute("hash"))
+    WebDriverWait(opened, 5).until(lambda _: target.get_attribute("open"))
+    assert "mixing=none" in target.text and "--config=<x>" in target.text
     assert "commit" in opened.find_element("id", "provenance").get_attribute("textContent")
 
 
@@ -153,6 +160,7 @@ def test_filters_by_data_set_attack_and_method(opened):
     ]  # fmt: skip
     assert "autoattack" in opened.find_element("css selector", "#classes .hint").text
     opened.find_element("css selector", "#methods input").click()
+    settle(opened)
     assert [row[1] for row in visible_rows(opened)] == ["mixing=same_class"]
     choose(opened, "set", "fashion, linf radius 0.2, 200 test images")
     assert [row[0] for row in visible_rows(opened)] == ["clean", "pgd20"]

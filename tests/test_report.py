@@ -82,10 +82,62 @@ def test_differences_are_paired_by_seed_and_adjusted(study):
     assert worst.interval.estimate == pytest.approx(0.05)  # 46, 48 less 40, 44: 6 and 4
     assert pairs["pgd20"].adjusted["worst_class"] >= worst.p_value
     assert rows[0][:3] == ["pgd20", "mixing=same_class", "2"] and rows[0][5].startswith("+5.0 [")
-    for path in study.glob("same*/evaluation.json"):  # tested on other images: not paired
-        path.write_text(path.read_text().replace('"images_sha256": "0"', '"images_sha256": "1"'))
+
+
+def test_data_drawn_at_random_are_compared_but_not_paired(study):
+    """Runs of one method then have images of their own, as on the two Gaussians."""
+    for number, path in enumerate(study.glob("*/evaluation.json")):
+        path.write_text(path.read_text().replace('"0"', f'"{number}"'))
+        config = path.with_name("config.json")
+        content = json.loads(config.read_text())
+        config.write_text(json.dumps(content | {"data": {"draw": content["seed"]}}))
     (compared,) = runs.comparable(runs.find(study))
+    assert [len(group.runs) for group in compared.groups] == [2, 2]
     assert numbers.differences(compared) == []
+
+
+def test_two_runs_of_one_seed_are_refused(study):
+    make_run(study / "z_copy", 0, "none", (80, 40))
+    with pytest.raises(UsageError, match="are both seed=0 of mixing=none; report one"):
+        report.write(study, [study], show=False)
+
+
+def test_runs_evaluated_otherwise_are_methods_of_their_own(study):
+    for number, path in enumerate(sorted(study.glob("none*/evaluation.json"))):
+        evaluation = json.loads(path.read_text()) | {"settings": {"num_restarts": 1 + number}}
+        path.write_text(json.dumps(evaluation))
+    (compared,) = runs.comparable(runs.find(study))
+    assert [len(group.runs) for group in compared.groups] == [1, 1, 2]
+    assert "evaluate.num_restarts=2" in compared.groups[1].label
+
+
+def test_a_run_without_an_attack_leaves_the_others(study):
+    path = study / "none1" / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    del evaluation["attacks"]["pgd20"]
+    path.write_text(json.dumps(evaluation))
+    report.write(study, [study], show=False)
+    rows = table_rows((study / "report" / "table.md").read_text(), "| pgd20")
+    assert rows[0][2] == "1 of 2" and rows[0][3].startswith("60.0 [")
+    assert rows[2][2] == "1"  # one pair is left
+
+
+def test_grids_keep_their_order_and_so_their_baseline(study):
+    states = {
+        "members": {name: {"status": "done"} for name in ("same0", "same1", "none0", "none1")}
+    }
+    (study / "sweep.json").write_text(json.dumps(states))
+    (compared,) = runs.comparable(runs.find(study))
+    assert [group.label for group in compared.groups] == ["mixing=same_class", "mixing=none"]
+
+
+def test_main_attack_is_what_most_methods_have(study):
+    attacks = {"clean": make_result((90, 80)), "autoattack": make_result((10, 10)) | {"detail": {}}}
+    make_run(study / "z_cross", 0, "cross_class", (10, 10), attacks=attacks)
+    (compared,) = runs.comparable(runs.find(study))
+    assert compared.main_attack == "pgd20"
+    (only,) = runs.comparable(runs.find(study / "z_cross"))
+    assert only.main_attack == "autoattack"
 
 
 def test_page_is_one_file_and_escapes_what_it_shows(study):
@@ -111,6 +163,7 @@ def test_single_run_shows_intervals_over_test_images(tmp_path):
         dict(classes=["a", "c"]),
         dict(threat={"norm": "linf", "epsilon": 0.1}),
         dict(threat={"norm": "l2", "epsilon": 0.2}),
+        dict(images_sha256="1"),
         dict(attacks={"pgd20": metrics.result([50, 50], [40, 20], ["a", "b"], seconds=1.0)}),
     ],
 )
@@ -181,8 +234,8 @@ def test_failed_members_are_listed(study):
     states = {"members": {"none0": {"status": "done"}, "x": {"status": "failed", "error": "<E>"}}}
     (study / "sweep.json").write_text(json.dumps(states))
     report.write(study, [study], show=False)
-    assert "Failed: x: <E>" in (study / "report" / "table.md").read_text()
-    assert "<b>x</b>: &lt;E&gt;" in (study / "report" / "index.html").read_text()
+    assert "x: failed: <E>" in (study / "report" / "table.md").read_text()
+    assert "x</b>: failed: &lt;E&gt;" in (study / "report" / "index.html").read_text()
 
 
 def test_nothing_to_report_is_said(tmp_path):

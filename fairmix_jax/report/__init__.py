@@ -1,8 +1,7 @@
 """Reports over any set of runs: class-wise tables, charts, and a page that shows everything."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fairmix_jax.progress import console
 from fairmix_jax.report import charts, numbers, page, rows, runs, tables
@@ -28,13 +27,15 @@ def write(directory: Path, workdirs: Sequence[Path], *, show: bool = True) -> No
       UsageError: there is no run.
     """
     found = {run.path.resolve(): run for path in workdirs for run in find(path)}
-    failures = runs.failures([directory, *workdirs])
+    unfinished = runs.unfinished([directory, *workdirs])
     panels = [_panel(comparable) for comparable in runs.comparable(list(found.values()))]
     output = directory / "report"
     output.mkdir(parents=True, exist_ok=True)
-    page.write(output / "index.html", panels, failures)
+    for old in output.glob("*.png"):
+        old.unlink()
+    page.write(output / "index.html", panels, unfinished)
     drawn = [name for number, panel in enumerate(panels) for name in _draw(output, number, panel)]
-    texts = [f"Failed: {name}: {error}" for name, error in failures.items()]
+    texts = [f"Not done: {name}: {how}" for name, how in unfinished.items()]
     for panel in panels:
         texts += [f"## {panel.runs.title}"] if len(panels) > 1 else []
         texts += [markdown(table) for table in (*panel.tables, *panel.ensembles)]
@@ -57,8 +58,8 @@ def _panel(comparable: Comparable) -> page.Panel:
 
 
 def _draw(output: Path, number: int, panel: page.Panel) -> list[str]:
-    """The charts that need no choice of a method, under the strongest attack."""
-    attack = [name for name in panel.runs.attacks if name != "union"][-1]
+    """Draws the charts that need no choice of one method; returns the names of their files."""
+    attack = panel.runs.main_attack
     methods = [group.label for group in panel.runs.groups]
     specs = charts.specs(methods, panel.runs.classes)
     classes = [
@@ -66,20 +67,15 @@ def _draw(output: Path, number: int, panel: page.Panel) -> list[str]:
         for row in panel.rows["classes"]
         if row["attack"] in (attack, "clean")
     ]
-    chosen: Mapping[str, list[dict[str, Any]]] = {
-        "classes": classes,
-        "tradeoff": [row for row in panel.rows["tradeoff"] if row["attack"] == attack],
-        "training": panel.rows["training"],
-        "survivors": panel.rows["survivors"],
+    under = {
+        name: [row for row in panel.rows[name] if row["attack"] == attack]
+        for name in ("tradeoff", "calibration")
     }
+    whole = {name: panel.rows[name] for name in ("training", "survivors")}
     drawn = []
-    for name, own in chosen.items():
+    for name, own in ({"classes": classes} | under | whole).items():
         if own:
             drawn.append(f"{name}{number + 1 if number else ''}.png")
-            title = (
-                f"{panel.runs.title}, {attack}"
-                if name in ("classes", "tradeoff")
-                else panel.runs.title
-            )
+            title = panel.runs.title + ("" if name in whole else f", {attack}")
             charts.png(output / drawn[-1], specs[name], own, title)
     return drawn

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fairmix_jax.tables import Table
+from fairmix_jax.tables import MISSING, Table
 
 
 def tables(
@@ -25,14 +25,16 @@ def tables(
         if detailed:
             totals = np.sum([result["class_total"] for result in detailed], axis=0)
             details = [result["detail"] for result in detailed]
-            found.append(_broken(f"{name}, {label}", details, totals, classes))
+            found.append(_broken(name, label, details, totals, classes))
         maskings = [result["masking"] for result in own if "masking" in result]
         if maskings:
-            found.append(_masking(f"{name}, {label}", maskings, classes))
+            found.append(_masking(name, label, maskings, classes))
     return found
 
 
-def _broken(title: str, details: Sequence[Mapping], totals: np.ndarray, classes) -> Table:
+def _broken(
+    attack: str, method: str, details: Sequence[Mapping], totals: np.ndarray, classes
+) -> Table:
     """Each class: broken by which attack, what is left, and into which class it is pushed."""
     attacks = list(details[0]["broken_by"])
     broken = np.sum([[d["broken_by"][a] for a in attacks] for d in details], axis=0)
@@ -49,29 +51,33 @@ def _broken(title: str, details: Sequence[Mapping], totals: np.ndarray, classes)
             name + (" (worst)" if number == worst else ""),
             *(str(count) for count in broken[:, number]),
             str(robust[number]),
-            f"{100 * accuracy[number]:.1f}",
+            f"{100 * accuracy[number]:.1f}" if totals[number] else MISSING,
             stolen if confusion[number, thief] else "",
         ])  # fmt: skip
-    rows.append(
+    footer = [
         ["all", *map(str, broken.sum(axis=1)), str(robust.sum()),
          f"{100 * robust.sum() / totals.sum():.1f}", ""]
-    )  # fmt: skip
+    ]  # fmt: skip
     for text, field, digits in (
         ("seconds", "seconds_by_attack", 1),
         ("gradient passes an image", "gradient_passes_per_image", 0),
         ("forward passes an image", "forward_passes_per_image", 0),
     ):
         mean = [np.mean([d[field][a] for d in details]) for a in attacks]
-        rows.append([text, *(f"{m:,.{digits}f}" for m in mean), "", "", ""])
+        footer.append([text, *(f"{m:,.{digits}f}" for m in mean), "", "", ""])
     notes = sorted({note for d in details for note in d["notes"]})
     lost = sum(d["non_finite"] for d in details)
     notes += [f"{lost} images have logits that are not finite"] if lost else []
-    caption = f"{title}: images that each attack was the first to break, of all test images"
+    caption = (
+        f"{attack}, {method}: images that each attack was the first to break, of all test images"
+    )
     header = ["class", *attacks, "robust", "robust %", "pushed into"]
-    return Table("; ".join([caption, *notes]), header, rows)
+    return Table("; ".join([caption, *notes]), header, rows, footer, attack, method)
 
 
-def _masking(title: str, maskings: Sequence[Mapping], classes: Sequence[str]) -> Table:
+def _masking(
+    attack: str, method: str, maskings: Sequence[Mapping], classes: Sequence[str]
+) -> Table:
     """Every finding, of the run in which it is most serious."""
     order = ("pass", "suspicious", "fail")
     verdict = max((m["verdict"] for m in maskings), key=order.index)
@@ -89,5 +95,8 @@ def _masking(title: str, maskings: Sequence[Mapping], classes: Sequence[str]) ->
         rows.append(
             [name, worst["verdict"], f"{passed} of {len(findings)}", worst["reason"], where]
         )
-    caption = f"{title}: signs of masked gradients, verdict {verdict}; of the most serious run"
-    return Table(caption, ["finding", "verdict", "passed", "reason", "most in class"], rows)
+    caption = (
+        f"{attack}, {method}: signs of masked gradients, verdict {verdict}; of the most serious run"
+    )
+    header = ["finding", "verdict", "passed", "reason", "most in class"]
+    return Table(caption, header, rows, attack=attack, method=method)

@@ -11,7 +11,10 @@ from typing import Any
 
 import vl_convert
 
-_PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+_PALETTE = [
+    "#0072B2", "#C2410C", "#00795A", "#A8327D", "#8A6100", "#111827", "#5B4BD6", "#0E7490",
+    "#9F1239", "#4D7C0F", "#6B7280", "#7C2D12",
+]  # fmt: skip
 _PERCENT = {"format": ".0%", "tickMinStep": 0.01, "tickCount": 8}
 _CONFIG = {
     "font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif",
@@ -43,7 +46,7 @@ def specs(methods: Sequence[str], classes: Sequence[str]) -> dict[str, dict[str,
 
 
 def colours(number: int) -> list[str]:
-    """Returns colours that differ also for the colour-blind, repeated where there are many."""
+    """Returns colours dark enough for thin lines on white, repeated beyond twelve."""
     return [_PALETTE[position % len(_PALETTE)] for position in range(number)]
 
 
@@ -60,7 +63,7 @@ def png(path: Path, spec: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], 
     whole |= {"data": {"values": list(rows)}, "width": 720, "title": title, "background": "white"}
     for layer in whole.get("layer", [whole]):
         colour = layer.get("encoding", {}).get("color", {})
-        if colour.get("legend", 0) is None and colour.get("field") == "method":
+        if colour.get("field") == "method":
             colour["legend"] = {"orient": "bottom", "columns": 2, "title": None}
     path.write_bytes(vl_convert.vegalite_to_png(whole, scale=1.5))
 
@@ -86,7 +89,7 @@ def _tradeoff(method: dict) -> dict[str, Any]:
     ]  # fmt: skip
     return _chart(
         "Average against worst class accuracy of each method with 95 % intervals; the dashed "
-        "line joins the methods that no other beats in both.",
+        "line joins the methods that no other in the report beats in both.",
         340,
         layer=[
             {"transform": [{"filter": "datum.front"}], "encoding": {"x": x, "y": y},
@@ -96,7 +99,12 @@ def _tradeoff(method: dict) -> dict[str, Any]:
             {"mark": "rule", "encoding": {"y": y | {"field": "worst_low"}, "x": x,
                                           "y2": {"field": "worst_high"}, "color": method}},
             {"mark": {"type": "point", "filled": True, "size": 130, "opacity": 1},
-             "encoding": {"x": x, "y": y, "color": method, "tooltip": tips}},
+             "encoding": {"x": x, "y": y, "color": method, "tooltip": tips,
+                          "shape": {"field": "method", "type": "nominal", "legend": None,
+                                    "scale": {"domain": method["scale"]["domain"]}}}},
+            {"mark": {"type": "text", "align": "left", "dx": 9, "dy": -9, "limit": 180},
+             "encoding": {"x": x, "y": y, "color": method,
+                          "text": {"field": "method", "type": "nominal"}}},
         ],
     )  # fmt: skip
 
@@ -225,13 +233,19 @@ def _training(method: dict) -> dict[str, Any]:
 def _survivors(method: dict) -> dict[str, Any]:
     tips = [{"field": "method"}, {"field": "attack"}, {"field": "seconds"}, {"field": "survivors"}]
     return _chart(
-        "Images that are not broken yet while the attacks of an ensemble run one after another.",
+        "Images that are not broken yet while the attacks of an ensemble run one after another, "
+        "in each method's first run.",
         260,
         mark={"type": "line", "interpolate": "step-after"},
         encoding={
             "x": {"field": "seconds", "type": "quantitative", "title": "seconds"},
             "y": {"field": "survivors", "type": "quantitative", "title": "images not broken"},
             "color": method,
+            "strokeDash": {
+                "field": "attack",
+                "type": "nominal",
+                "legend": {"orient": "top", "title": None},
+            },
             "tooltip": tips,
         },
     )

@@ -16,7 +16,8 @@ class Headline(NamedTuple):
 
     Attributes:
       attack, method: which.
-      seeds: how many runs; 0 if it was not evaluated under this attack, then no numbers.
+      seeds: how many runs were evaluated under this attack; 0 leaves no numbers.
+      runs: how many there are.
       plain: the statistics of `metrics.summarize` as they are, extremes with their bias.
       intervals: by name in `comparison.STATISTICS`, with estimates without that bias.
       worst_name: the class with the smallest mean accuracy.
@@ -27,6 +28,7 @@ class Headline(NamedTuple):
     attack: str
     method: str
     seeds: int
+    runs: int
     plain: Mapping[str, float]
     intervals: Mapping[str, Interval]
     worst_name: str
@@ -64,8 +66,8 @@ def headlines(runs: Comparable) -> list[Headline]:
 def differences(runs: Comparable) -> list[Paired]:
     """Returns each method against the first, under every attack both have been through.
 
-    Runs are paired by seed. Pairs need the verdict on every image of the same images;
-    methods without such pairs are left out.
+    Runs are paired by seed. Pairs need the verdicts on the same images; methods without
+    such pairs are left out.
     """
     found = [
         _paired(runs.groups[0], group, attack)
@@ -84,7 +86,7 @@ def differences(runs: Comparable) -> list[Paired]:
 def _headline(runs: Comparable, group: Group, attack: str, baseline: Group) -> Headline:
     results = group.results(attack)
     if not results:
-        return Headline(attack, group.label, 0, {}, {}, "", None, None)
+        return Headline(attack, group.label, 0, len(group.runs), {}, {}, "", None, None)
     total = results[0]["class_total"]
     correct = [result["class_correct"] for result in results]
     summaries = [metrics.summarize(total, row) for row in correct]
@@ -95,7 +97,7 @@ def _headline(runs: Comparable, group: Group, attack: str, baseline: Group) -> H
     }
     accuracies = group.class_accuracies(attack).mean(axis=0)
     return Headline(
-        attack, group.label, len(results), plain,
+        attack, group.label, len(results), len(group.runs), plain,
         {name: comparison.over_seeds(total, correct, name) for name in STATISTICS},
         runs.classes[int(np.nanargmin(accuracies))],
         _boundary_error(group, attack),
@@ -104,10 +106,12 @@ def _headline(runs: Comparable, group: Group, attack: str, baseline: Group) -> H
 
 
 def _boundary_error(group: Group, attack: str) -> float | None:
-    if attack == "clean" or not group.results("clean"):
+    """Of the runs that have both."""
+    both = group.under(attack).under("clean")
+    if attack == "clean" or not both.runs:
         return None
-    errors = metrics.boundary_error(group.class_accuracies("clean"), group.class_accuracies(attack))
-    return float(np.nanmean(errors))
+    accuracies = both.class_accuracies("clean"), both.class_accuracies(attack)
+    return float(np.nanmean(metrics.boundary_error(*accuracies)))
 
 
 def _rho(plain: Mapping[str, float], baseline: Group, attack: str) -> float | None:
@@ -124,17 +128,14 @@ def _rho(plain: Mapping[str, float], baseline: Group, attack: str) -> float | No
 
 
 def _paired(baseline: Group, group: Group, attack: str) -> Paired | None:
-    seeds = [seed for seed in baseline.seeds if seed in group.seeds]
-    if len(set(seeds)) != len(seeds) or not seeds:
-        return None
-    ours, theirs = (
-        Group(g.label, [g.runs[g.seeds.index(seed)] for seed in seeds]) for g in (group, baseline)
-    )
-    own, other = ours.verdicts(attack), theirs.verdicts(attack)
-    images = {run.evaluation.get("images_sha256") for run in (*ours.runs, *theirs.runs)}
+    ours, theirs = group.under(attack), baseline.under(attack)
+    seeds = [seed for seed in theirs.seeds if seed in ours.seeds]
+    pairs = [
+        Group(g.label, [g.runs[g.seeds.index(seed)] for seed in seeds]) for g in (ours, theirs)
+    ]
+    images = {run.evaluation.get("images_sha256") for pair in pairs for run in pair.runs}
+    own, other = (pair.verdicts(attack) for pair in pairs)
     if own is None or other is None or len(images) > 1:
         return None
-    found = {
-        name: comparison.difference(own, other, statistic) for name, statistic in STATISTICS.items()
-    }
+    found = comparison.differences(own, other)
     return Paired(attack, group.label, baseline.label, len(seeds), found, {})

@@ -7,11 +7,11 @@
   const MISSING = {
     tradeoff: "No method was evaluated under this attack.",
     classes: "No chosen method was evaluated under this attack.",
-    radius: "This method has no curve: it needs evaluate.radii, for example (0.5, 1.0, 1.5).",
+    radius: "No run of this method has a curve: it needs evaluate.radii, for example (0.5, 1.0, 1.5).",
     confusion: "No confusion is known of this method under this attack.",
     calibration: "Confidence is only known of clean images and of PGD, FGSM and MI-FGSM.",
-    training: "There is no metrics.jsonl with validations beside the evaluations.",
-    survivors: "No ensemble such as AutoAttack was run on the chosen methods.",
+    training: "No chosen method has a metrics.jsonl with validations beside its evaluation.",
+    survivors: "No ensemble such as AutoAttack was run on the chosen methods, so there is no verdict on masked gradients.",
     examples: "No images were kept of this method under this attack.",
   };
 
@@ -25,12 +25,8 @@
   const panel = () => data.panels[Number(set.value)];
   const chosen = () => [...methods.querySelectorAll("input:checked")].map((box) => box.value);
 
-  // Charts need one attack: with all of them chosen, the strongest that is a single one.
-  const chartAttack = () => {
-    if (attack.value !== ALL) return attack.value;
-    const single = panel().attacks.filter((name) => name !== "union");
-    return single[single.length - 1];
-  };
+  // Charts need one attack.
+  const chartAttack = () => (attack.value === ALL ? panel().main_attack : attack.value);
 
   const rowsOf = {
     tradeoff: (rows) => rows.filter((r) => r.attack === chartAttack() && chosen().includes(r.method)),
@@ -52,24 +48,33 @@
   const perAttack = ["tradeoff", "classes", "confusion", "calibration", "examples"];
   const perMethod = ["radius", "confusion", "examples"];
 
-  const subtitle = (name) => {
+  const subtitle = (name, rows = []) => {
     const parts = [];
     if (perMethod.includes(name)) parts.push(method.value);
     if (perAttack.includes(name)) parts.push(`under ${chartAttack()}`);
+    if (name === "radius") parts.push(`under ${rows[0].attack}`);
+    const absent = chosen().filter((label) => !rows.some((r) => r.method === label));
+    if (absent.length && !perMethod.includes(name)) parts.push(`no data: ${absent.join("; ")}`);
     return parts.join(", ");
   };
 
   const empty = (place, name) => place.replaceChildren(element("p", { className: "missing", textContent: MISSING[name] }));
 
+  const views = {};
   const draw = async (name) => {
     const place = document.querySelector(`#${name} .chart`);
     const rows = rowsOf[name](panel().rows[name]);
+    views[name]?.finalize();
+    views[name] = undefined;
     if (!rows.length) return empty(place, name);
     const spec = structuredClone(panel().specs[name]);
     spec.data = { values: rows };
     const target = element("div");
-    place.replaceChildren(element("p", { className: "hint", textContent: subtitle(name) }), target);
-    await vegaEmbed(target, spec, { actions: false, renderer: "svg", tooltip: true });
+    place.replaceChildren(element("p", { className: "hint", textContent: subtitle(name, rows) }), target);
+    const renderer = rows.length > 2000 ? "canvas" : "svg";
+    const drawn = await vegaEmbed(target, spec, { actions: false, renderer, tooltip: true });
+    if (target.isConnected) views[name] = drawn;
+    else drawn.finalize();
   };
 
   const image = (text, alt) => element("img", { src: `data:image/png;base64,${text}`, alt });
@@ -81,7 +86,7 @@
       if (panel().left_off) place.append(element("p", { textContent: `${panel().left_off} sets of images were left off to keep this file small.` }));
       return;
     }
-    const hint = `${subtitle("examples")}. Of each class the first test image, its perturbation (${found.factor} times, around grey), and both together.`;
+    const hint = `${subtitle("examples")}, seed ${found.seed}. Of each class the first test image, its perturbation (${found.factor} times, around grey), and both together.`;
     const figures = found.images.map((i) => {
       const broken = i.class !== i.predicted;
       return element("figure", {},
@@ -98,19 +103,19 @@
     const wanted = chosen();
     let shown = 0;
     for (const part of document.querySelectorAll(".panel")) part.hidden = part.dataset.set !== set.value;
-    for (const row of document.querySelectorAll("tbody tr")) {
-      const { attack: own, method: label } = row.dataset;
-      row.hidden = (own !== undefined && attack.value !== ALL && own !== attack.value)
-        || (label !== undefined && !wanted.includes(label));
-      if (!row.hidden && own !== undefined && row.closest(".panel").dataset.set === set.value) shown += 1;
+    for (const marked of document.querySelectorAll(".panel [data-attack]")) {
+      const { attack: own, method: label } = marked.dataset;
+      marked.hidden = (attack.value !== ALL && own !== attack.value) || !wanted.includes(label);
     }
-    pick("status").textContent = `${panel().title}: ${shown} rows; charts show ${chartAttack()}.`;
+    const first = document.querySelector(`.panel[data-set="${set.value}"] tbody`);
+    for (const row of first.rows) shown += row.hidden ? 0 : 1;
+    pick("status").textContent = `${panel().title}: ${shown} rows in the leaderboard; charts show ${chartAttack()}.`;
   };
 
   const update = () => {
     filterTables();
     showExamples();
-    return Promise.all(Object.keys(rowsOf).map(draw));
+    window.ready = Promise.all(Object.keys(rowsOf).map(draw));
   };
 
   const start = () => {
@@ -122,13 +127,14 @@
       swatch.style.background = colours[i];
       return element("label", {}, element("input", { type: "checkbox", value: label, checked: true }), swatch, label);
     }));
-    return update();
+    update();
   };
 
   const key = (row, column) => {
-    const text = row.cells[column].textContent.trim();
-    const number = parseFloat(text.replace(/^[<>]/, ""));
-    return Number.isNaN(number) ? text : number;
+    const cell = row.cells[column];
+    const text = cell.textContent.trim();
+    const number = parseFloat(text.replace(/^[<>]/, "").replaceAll(",", ""));
+    return cell.classList.contains("text") || Number.isNaN(number) ? text : number;
   };
   const sort = (heading) => {
     const table = heading.closest("table");
@@ -141,7 +147,7 @@
     const rows = [...table.tBodies[0].rows].map((row) => [key(row, column), row]);
     rows.sort(([a], [b]) => {
       if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
-      return sign * (typeof a === "number" ? a - b : a.localeCompare(b));
+      return sign * (typeof a === "number" ? a - b : a.localeCompare(b, undefined, { numeric: true }));
     });
     table.tBodies[0].append(...rows.map(([, row]) => row));
   };
@@ -152,5 +158,17 @@
   for (const heading of document.querySelectorAll("thead th")) {
     heading.firstElementChild.addEventListener("click", () => sort(heading));
   }
-  window.ready = start();
+  for (const [id, checked] of [["all", true], ["none", false]]) {
+    pick(id).addEventListener("click", () => {
+      for (const box of methods.querySelectorAll("input")) box.checked = checked;
+      update();
+    });
+  }
+  const openLinked = () => {
+    const linked = document.getElementById(location.hash.slice(1));
+    if (linked?.tagName === "DETAILS") linked.open = true;
+  };
+  window.addEventListener("hashchange", openLinked);
+  openLinked();
+  start();
 })();

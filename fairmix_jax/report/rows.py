@@ -14,21 +14,15 @@ from fairmix_jax.report.numbers import Headline
 from fairmix_jax.report.runs import Comparable, Group, Run
 
 _MAX_EPOCHS = 120
+_MAX_CLASSES = 100
 _MAX_CONFUSIONS = 20
+_MAX_PIXELS = 96
 _MAX_EXAMPLES = 10
 _DIGITS = 4
 
 
-def of_set(
-    runs: Comparable, headlines: Sequence[Headline], *, examples: bool = True
-) -> dict[str, list[dict[str, Any]]]:
-    """Returns the rows of each chart of a comparable set, and the example images.
-
-    Args:
-      runs: the set.
-      headlines: of it.
-      examples: whether images are wanted.
-    """
+def of_set(runs: Comparable, headlines: Sequence[Headline]) -> dict[str, list[dict[str, Any]]]:
+    """Returns the rows of each chart of a comparable set, and the example images."""
     return {
         "tradeoff": _tradeoff(headlines),
         "classes": list(_classes(runs)),
@@ -37,7 +31,7 @@ def of_set(
         "calibration": list(_calibration(runs)),
         "training": [row for group in runs.groups for row in _training(group)],
         "survivors": [row for group in runs.groups for row in _survivors(group)],
-        "examples": list(_examples(runs)) if examples else [],
+        "examples": list(_examples(runs)),
     }
 
 
@@ -67,52 +61,60 @@ def _tradeoff(headlines: Sequence[Headline]) -> list[dict[str, Any]]:
 
 
 def _classes(runs: Comparable) -> Iterator[dict[str, Any]]:
+    """None beyond a hundred classes, whose bars nobody can read."""
+    if len(runs.classes) > _MAX_CLASSES:
+        return
     for group in runs.groups:
         for attack in runs.attacks:
             results = group.results(attack)
-            for number, name in enumerate(runs.classes if results else ()):
-                total = results[0]["class_total"][number]
-                if not total:
-                    continue
-                correct = [[result["class_correct"][number]] for result in results]
-                span = comparison.over_seeds([total], correct, "average")
-                yield {
-                    "method": group.label, "attack": attack, "class": name,
-                    "accuracy": _short(span.estimate), "low": _short(span.low),
-                    "high": _short(span.high),
-                }  # fmt: skip
+            if not results:
+                continue
+            correct = [result["class_correct"] for result in results]
+            ends = comparison.classes_over_seeds(results[0]["class_total"], correct)
+            for name, (low, accuracy, high) in zip(runs.classes, ends.T, strict=True):
+                if np.isfinite(accuracy):
+                    yield {
+                        "method": group.label, "attack": attack, "class": name,
+                        "accuracy": _short(accuracy), "low": _short(low), "high": _short(high),
+                    }  # fmt: skip
 
 
 def _radius(runs: Comparable) -> Iterator[dict[str, Any]]:
-    """Means over runs, where all have the same radii."""
+    """Means over the runs that have the first one's attack and radii."""
     for group in runs.groups:
         curves = [run.evaluation["curve"] for run in group.runs if "curve" in run.evaluation]
-        radii = [curve["epsilon"] for curve in curves]
-        if len(curves) < len(group.runs) or radii.count(radii[0]) < len(radii):
+        curves = [c for c in curves if _setting(c) == _setting(curves[0])]
+        if not curves or len(runs.classes) > _MAX_CLASSES:
             continue
-        total = np.maximum(curves[0]["class_total"], 1)
-        accuracy = np.mean([np.divide(c["class_correct"], total) for c in curves], axis=0)
-        present = np.asarray(curves[0]["class_total"]) > 0
+        total = np.asarray(curves[0]["class_total"])
+        correct = np.mean([curve["class_correct"] for curve in curves], axis=0)
+        accuracy = correct / np.where(total > 0, total, np.nan)
         for epsilon, row in zip(curves[0]["epsilon"], accuracy, strict=True):
-            values = [("average", row[present].mean()), *zip(runs.classes, row, strict=True)]
+            values = [("average", np.nanmean(row)), *zip(runs.classes, row, strict=True)]
             for name, value in values:
-                yield {
-                    "method": group.label, "class": name, "epsilon": round(epsilon, 6),
-                    "accuracy": _short(value), "attack": curves[0]["attack"],
-                }  # fmt: skip
+                if np.isfinite(value):
+                    yield {
+                        "method": group.label, "class": name, "epsilon": round(epsilon, 6),
+                        "accuracy": _short(value), "attack": curves[0]["attack"],
+                    }  # fmt: skip
+
+
+def _setting(curve: dict[str, Any]) -> tuple[str, list[float], list[int]]:
+    return curve["attack"], curve["epsilon"], curve["class_total"]
 
 
 def _confusion(runs: Comparable) -> Iterator[dict[str, Any]]:
-    """Summed over runs; beyond twenty classes for the last attack that has one only."""
+    """Summed over runs; beyond twenty classes for the main attack only, beyond 100 for none."""
+    if len(runs.classes) > _MAX_CLASSES:
+        return
     for group in runs.groups:
-        found = []
-        for attack in runs.attacks:
+        few = len(runs.classes) <= _MAX_CONFUSIONS
+        for attack in runs.attacks if few else [runs.main_attack]:
             results = group.results(attack)
             matrices = [r.get("confusion") or r.get("detail", {}).get("confusion") for r in results]
             if matrices and None not in matrices:
-                found.append((attack, np.sum(matrices, axis=0)))
-        for attack, matrix in found if len(runs.classes) <= _MAX_CONFUSIONS else found[-1:]:
-            yield {"method": group.label, "attack": attack, "matrix": matrix.tolist()}
+                matrix = np.sum(matrices, axis=0).tolist()
+                yield {"method": group.label, "attack": attack, "matrix": matrix}
 
 
 def _calibration(runs: Comparable) -> Iterator[dict[str, Any]]:
@@ -171,7 +173,8 @@ def _examples(runs: Comparable) -> Iterator[dict[str, Any]]:
     for group in runs.groups:
         for attack in runs.attacks:
             path = group.runs[0].path / "attacks" / attack / "examples.npz"
-            if not path.is_file():
+            known = attack in group.runs[0].evaluation["attacks"]
+            if not known or not path.is_file():
                 continue
             with np.load(path) as found:
                 kept = {name: found[name][:_MAX_EXAMPLES] for name in found.files}
@@ -179,6 +182,7 @@ def _examples(runs: Comparable) -> Iterator[dict[str, Any]]:
             largest = float(np.abs(change).max()) or 1.0
             yield {
                 "method": group.label, "attack": attack, "factor": round(0.5 / largest, 1),
+                "seed": group.runs[0].config["seed"],
                 "images": [
                     {
                         "class": runs.classes[label], "predicted": runs.classes[predicted],
@@ -196,9 +200,10 @@ def _examples(runs: Comparable) -> Iterator[dict[str, Any]]:
 def _png(image: np.ndarray) -> str:
     """A `[H, W, C]` image in [0, 1] as the text of a PNG; only one and three channels show."""
     pixels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
-    pixels = pixels if pixels.shape[-1] == 3 else pixels[..., 0]
+    picture = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
+    picture.thumbnail((_MAX_PIXELS, _MAX_PIXELS))
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    picture.save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 

@@ -10,11 +10,13 @@ import numpy as np
 from fairmix_jax import comparison, verdicts
 from fairmix_jax.classwise import UNION
 from fairmix_jax.config import flatten
+from fairmix_jax.data import COMMON_FIELDS
 from fairmix_jax.errors import UsageError
 
 _NOT_A_METHOD = (
     "seed", "sweep", "report", "data.dir", "data.draw", "checkpoint.", "evaluate.", "benchmark.",
 )  # fmt: skip
+_EVALUATED_WITH = ("step_size", "num_restarts", "search_dtype")
 
 
 class Run(NamedTuple):
@@ -38,34 +40,34 @@ class Group(NamedTuple):
 
     Attributes:
       label: what tells the method apart from the others in its set.
-      runs: at least one.
+      runs: at least one, each of another seed.
     """
 
     label: str
     runs: list[Run]
 
+    def under(self, attack: str) -> "Group":
+        """The runs that were evaluated under an attack, possibly none."""
+        return Group(self.label, [r for r in self.runs if attack in r.evaluation["attacks"]])
+
     def results(self, attack: str) -> list[Mapping[str, Any]]:
-        """Each run's result under an attack; empty where any of them lacks it."""
-        found = [run.evaluation["attacks"].get(attack) for run in self.runs]
-        return [] if None in found else found
+        """The results under an attack of the runs that have it."""
+        return [run.evaluation["attacks"][attack] for run in self.under(attack).runs]
 
     def class_accuracies(self, attack: str) -> np.ndarray:
-        """`[runs, K]`; NaN for classes without images."""
-        return np.array(
-            [
-                np.where(total > 0, correct / np.maximum(total, 1), np.nan)
-                for total, correct in (
-                    (np.asarray(r["class_total"]), np.asarray(r["class_correct"]))
-                    for r in self.results(attack)
-                )
-            ]
+        """`[runs, K]` of those runs; NaN for classes without images."""
+        results = self.results(attack)
+        total, correct = (
+            np.array([result[f"class_{name}"] for result in results])
+            for name in ("total", "correct")
         )
+        return np.where(total > 0, correct / np.maximum(total, 1), np.nan)
 
     def verdicts(self, attack: str) -> comparison.ClassVerdicts | None:
         """For each class `[runs, n]` bool; `None` where they are not stored of the same images."""
         results = self.results(attack)
-        images = {run.evaluation.get("images_sha256") for run in self.runs}
-        if not results or len(images) > 1 or not all("verdicts" in r for r in results):
+        images = {run.evaluation.get("images_sha256") for run in self.under(attack).runs}
+        if len(images) != 1 or not all("verdicts" in result for result in results):
             return None
         unpacked = [verdicts.unpack(r["verdicts"], r["class_total"]) for r in results]
         return [np.stack(rows) for rows in zip(*unpacked, strict=True)]
@@ -77,7 +79,7 @@ class Group(NamedTuple):
 
 
 class Comparable(NamedTuple):
-    """Methods whose numbers may stand in one table: same data, classes and threat.
+    """Methods whose numbers may stand in one table: same data, images, classes and threat.
 
     Attributes:
       title: which they are, in words.
@@ -92,56 +94,76 @@ class Comparable(NamedTuple):
     @property
     def attacks(self) -> list[str]:
         """All attacks of any run, the union last."""
-        names = dict.fromkeys(
-            name
-            for group in self.groups
-            for run in group.runs
-            for name in run.evaluation["attacks"]
-        )
+        every = (run.evaluation["attacks"] for group in self.groups for run in group.runs)
+        names = dict.fromkeys(name for attacks in every for name in attacks)
         return sorted(names, key=lambda name: name == UNION)
+
+    @property
+    def main_attack(self) -> str:
+        """What charts show first: an attack most methods have, an ensemble before many steps."""
+
+        def rank(name: str) -> tuple[bool, int, bool, int]:
+            results = [result for group in self.groups for result in group.results(name)]
+            is_ensemble = any("detail" in result for result in results)
+            steps = int("".join(filter(str.isdigit, name)) or 0)
+            return name != "clean", len(results), is_ensemble, steps
+
+        return max((name for name in self.attacks if name != UNION), key=rank)
 
 
 def find(path: Path) -> list[Run]:
-    """Returns the evaluated runs in a folder or anywhere below it.
+    """Returns the evaluated runs in a folder or anywhere below it, those of grids in their order.
 
     Raises:
       UsageError: there is none.
     """
-    found = sorted(path.rglob("evaluation.json"))
+    found = list(path.rglob("evaluation.json"))
     if not found:
         raise UsageError(f"there is no evaluated run in {str(path)!r}; train one there first")
+    order = {
+        file.parent / name: number
+        for file in path.rglob("sweep.json")
+        for number, name in enumerate(_read(file)["members"])
+    }
+    found.sort(key=lambda file: (order.get(file.parent, -1), str(file)))
     return [
         Run(
             file.parent,
-            dict(flatten(json.loads((file.parent / "config.json").read_text()))),
-            json.loads(file.read_text()),
-            json.loads((file.parent / "run.json").read_text()),
+            dict(flatten(_read(file.with_name("config.json")))),
+            _read(file),
+            _read(file.with_name("run.json")),
         )
         for file in found
     ]
 
 
-def failures(paths: Sequence[Path]) -> dict[str, str]:
-    """Returns the members of grids in these folders that failed, with their errors."""
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def unfinished(paths: Sequence[Path]) -> dict[str, str]:
+    """Returns the members of grids in these folders that are not done: how they stand, and why."""
     found = {}
     for path in dict.fromkeys(paths):
-        file = path / "sweep.json"
-        if file.is_file():
-            for name, state in json.loads(file.read_text())["members"].items():
-                if state["status"] == "failed":
-                    found[name] = state["error"]
+        for name, state in _read(path / "sweep.json").get("members", {}).items():
+            if state["status"] != "done":
+                found[str(path / name)] = f"{state['status']}: {state.get('error', 'not done')}"
     return found
 
 
 def comparable(runs: Sequence[Run]) -> list[Comparable]:
     """Returns the runs in sets that may be compared, each grouped by method.
 
-    Runs of different data, classes, norm, radius or numbers of test images are never in
-    one set: their numbers mean different things.
+    Runs of different data, classes, norm, radius or test images are never in one set: their
+    numbers mean different things. (Where the data are drawn at random, `data.draw`, their
+    images may differ.)
+
+    Raises:
+      UsageError: a method has two runs of one seed.
     """
     sets: dict[str, list[Run]] = {}
     for run in runs:
-        sets.setdefault(json.dumps(_identity(run.evaluation)), []).append(run)
+        sets.setdefault(json.dumps(_identity(run)), []).append(run)
     titles = _titles([members[0].evaluation for members in sets.values()])
     return [
         Comparable(title, members[0].evaluation["classes"], _grouped(members))
@@ -149,9 +171,16 @@ def comparable(runs: Sequence[Run]) -> list[Comparable]:
     ]
 
 
-def _identity(evaluation: Mapping[str, Any]) -> list[Any]:
+def _identity(run: Run) -> list[Any]:
+    evaluation, config = run.evaluation, run.config
+    shared = ("data.name", "data.draw", *(f"data.{field}" for field in COMMON_FIELDS))
+    arguments = {k: v for k, v in config.items() if k.startswith("data.") and k not in shared}
     totals = [result["class_total"] for result in evaluation["attacks"].values()]
-    return [evaluation["dataset"], evaluation["classes"], evaluation["threat"], totals[:1]]
+    images = None if "data.draw" in config else evaluation.get("images_sha256")
+    return [
+        evaluation["dataset"], evaluation["classes"], evaluation["threat"], totals[:1], images,
+        sorted(arguments.items()),
+    ]  # fmt: skip
 
 
 def _titles(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -172,17 +201,32 @@ def _titles(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _grouped(runs: Sequence[Run]) -> list[Group]:
     """Groups runs by everything but the seed, labelled by what tells the groups apart."""
-    methods = [
-        {k: v for k, v in run.config.items() if not k.startswith(_NOT_A_METHOD)}
-        | {"weights": run.evaluation["weights"]}
-        for run in runs
-    ]
+    methods = [_method(run) for run in runs]
     own = [method for run, method in zip(runs, methods, strict=True) if not _name(run)]
     groups: dict[str, list[Run]] = {}
     for run, method in zip(runs, methods, strict=True):
-        label = _name(run) or _label(method, own) or run.config["base.name"]
-        groups.setdefault(label, []).append(run)
+        label = f"{_name(run)} (foreign)" if _name(run) else _label(method, own)
+        groups.setdefault(label or run.config["base.name"], []).append(run)
+    for label, members in groups.items():
+        seen: dict[Any, Run] = {}
+        for run in members:
+            other = seen.setdefault((run.config["seed"], run.config.get("data.draw")), run)
+            if other is not run:
+                raise UsageError(
+                    f"{other.path} and {run.path} are both seed={run.config['seed']} of {label}; "
+                    "report one of them"
+                )
     return [Group(label, members) for label, members in groups.items()]
+
+
+def _method(run: Run) -> dict[str, Any]:
+    """What makes a run's numbers those of a method: its config, and how it was evaluated."""
+    settings = run.evaluation.get("settings", {})
+    return (
+        {k: v for k, v in run.config.items() if not k.startswith(_NOT_A_METHOD)}
+        | {f"evaluate.{k}": settings[k] for k in _EVALUATED_WITH if k in settings}
+        | {"weights": run.evaluation["weights"]}
+    )
 
 
 def _label(method: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:

@@ -9,9 +9,7 @@ from fairmix_jax.intervals import Interval
 from fairmix_jax.report import autoattack_tables
 from fairmix_jax.report.numbers import Headline, Paired
 from fairmix_jax.report.runs import Comparable, Group
-from fairmix_jax.tables import Table
-
-MISSING = "–"
+from fairmix_jax.tables import MISSING, Table
 
 
 def of_set(
@@ -53,8 +51,9 @@ def _headline(row: Headline) -> list[str]:
     if not row.seeds:
         return [row.attack, row.method, "not evaluated", *[MISSING] * 9]
     plain = {name: f"{100 * value:.1f}" for name, value in row.plain.items()}
+    seeds = str(row.seeds) if row.seeds == row.runs else f"{row.seeds} of {row.runs}"
     return [
-        row.attack, row.method, str(row.seeds), interval(row.intervals["average"]),
+        row.attack, row.method, seeds, interval(row.intervals["average"]),
         f"{plain['worst_class']} ({row.worst_name})", interval(row.intervals["worst_class"]),
         plain["worst_k"], plain["gap"], interval(row.intervals["gap"]),
         f"{row.plain['nsd']:.2f}",
@@ -70,7 +69,8 @@ def _differences(rows: Sequence[Paired]) -> Table:
         header += [name.replace("_", " "), "p"]
     caption = (
         f"difference to {rows[0].baseline} on the same images, runs paired by seed; points of "
-        "accuracy, [95 % interval], p adjusted for all differences of the table (Holm)"
+        "accuracy, extremes as observed, [95 % interval], p adjusted for all differences of the "
+        "table (Holm)"
     )
     if any(row.seeds == 1 for row in rows):
         caption += "; with one seed it compares two networks, not two methods"

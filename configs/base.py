@@ -17,6 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.total_epochs = 30
     config.batch_size = 128
+    config.num_devices = 0  # that share a batch; 0: all
 
     config.data = _section("data", "digits")
     config.data.dir = ""  # where TFDS keeps its data; empty: TFDS_DATA_DIR
@@ -85,7 +86,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluate.attacks = "clean,pgd20"
     config.evaluate.num_examples = 0  # class-balanced subset of the test set; 0: all
     config.evaluate.weights = "best"  # best by validation, or last
-    config.evaluate.batch_size = 500
+    config.evaluate.batch_size = 512
     config.evaluate.step_size = config_dict.placeholder(float)  # epsilon / 4
     config.evaluate.num_restarts = 1
     config.evaluate.radii = ()  # rising factors of epsilon: PGD's accuracy over the radius
@@ -101,6 +102,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.benchmark = ConfigDict()
     config.benchmark.rounds = 15
     config.benchmark.steps = 1  # a round
+
+    # --mode=compile: for TPUs that need not be here.
+    config.compile = ConfigDict()
+    config.compile.topology = ""  # e.g. v5e:2x4, v5e:16x16, v5p:2x2x4
 
     # A grid to run instead of a single run: "field=value,value field=value,value".
     config.sweep = ""

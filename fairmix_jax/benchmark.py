@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fairmix_jax import study, train, trainer, workdir
+from fairmix_jax import sharding, study, train, trainer, workdir
 from fairmix_jax.data import batches
 from fairmix_jax.experiment import build
 from fairmix_jax.export import write_json
@@ -66,7 +66,8 @@ def training_steps(config: ConfigDict, number: int) -> Contender:
     init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
     parts = trainer.assemble(config, experiment, total_steps=10**6, key=init_key)
     state = parts.initial_state
-    step = train.compile_step(parts.train_step, state, split, size, step_key)
+    mesh = sharding.data_mesh(jax.devices()[:1])
+    step = train.compile_step(parts.train_step, state, split, size, step_key, mesh)
     classes = batches.by_class(split.labels, len(experiment.dataset.class_names))
     draws = train.Draws(parts.rule, order_key, classes)
 

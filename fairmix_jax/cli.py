@@ -22,7 +22,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 75
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment: configs/NAME.py[:variant].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME[-variant].")
 _MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "evaluate", "sweep", "report", "benchmark"], "What to do."
+    "mode", "train", ["train", "evaluate", "sweep", "report", "benchmark", "compile"], "What to do."
 )
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -56,7 +56,7 @@ def _run(argv: Sequence[str]) -> None:
     if _CACHE.value and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path(_CACHE.value).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    from fairmix_jax import benchmark, report, study
+    from fairmix_jax import benchmark, compile_report, report, study
 
     workdir = _workdir()
     if _MODE.value == "report":
@@ -69,6 +69,9 @@ def _run(argv: Sequence[str]) -> None:
     config_lib.check(_CONFIG.value)
     if _MODE.value == "benchmark":
         benchmark.run(_CONFIG.value, workdir)
+        return
+    if _MODE.value == "compile":
+        compile_report.run(_CONFIG.value, workdir)
         return
     if _MODE.value == "sweep" and not _CONFIG.value.sweep.strip():
         raise UsageError(

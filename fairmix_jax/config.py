@@ -35,6 +35,7 @@ _RANGES = {
     "mixing.alpha": (0, math.inf),
     "mixing.probability": (0, 1),
     "mixing.num_groups": (1, math.inf),
+    "num_devices": (0, math.inf),
     "mixing.off_epochs": (0, math.inf),
     "attack.epsilon": (0, math.inf),
     "attack.step_size": (0, math.inf),

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fairmix_jax import metrics
@@ -36,7 +37,13 @@ class EpochEnd:
     """
 
     def __init__(
-        self, config: ConfigDict, experiment: Experiment, trainer: Trainer, workdir: Path, step: int
+        self,
+        config: ConfigDict,
+        experiment: Experiment,
+        trainer: Trainer,
+        workdir: Path,
+        step: int,
+        mesh: Mesh,
     ):
         self._config, self._trainer = config, trainer
         self._directory = workdir / "checkpoints"
@@ -53,6 +60,7 @@ class EpochEnd:
             seed=config.seed,
             batch_size=config.evaluate.batch_size,
             base_batch_size=config.batch_size,
+            mesh=mesh,
         )
         self._update = jax.jit(trainer.rule.update)
         self._end_epoch = jax.jit(trainer.averaging.end_epoch or (lambda average, *_: average))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from fairmix_jax import attacks, suite
+from fairmix_jax import attacks, sharding, suite
 from fairmix_jax.data import Split, batches
 from fairmix_jax.types import Array, Batch, Key, ThreatModel
 from fairmix_jax.verdicts import Verdicts
@@ -61,7 +61,7 @@ def judge(
       steps: how.
       examples: positions of the images to return.
     """
-    look = _make_judge(_attack(named, steps))
+    look = _judge_of(named, steps)
     start = time.perf_counter()
     found, kept = _over_batches(look, logits_fn, split, steps, named.num_steps, 1.0, examples)
     seconds = time.perf_counter() - start
@@ -79,7 +79,7 @@ def radius_curve(
       named, logits_fn, split, steps: as in `judge`.
       radii: rising factors of `threat.epsilon`.
     """
-    look = _make_judge(_attack(named, steps))
+    look = _judge_of(named, steps)
     robust, rows = np.ones(len(split.labels), bool), []
     for radius in radii:
         found, _ = _over_batches(look, logits_fn, split, steps, named.num_steps, radius, [])
@@ -88,20 +88,39 @@ def radius_curve(
     return np.stack(rows)
 
 
-def _attack(named: suite.Named, steps: Steps) -> EvalAttack | None:
-    options = {"threat": steps.threat, "num_restarts": steps.num_restarts}
+def _judge_of(named: suite.Named, steps: Steps) -> Callable[..., tuple[tuple, Array]]:
+    return make_judge(
+        named, threat=steps.threat, step_size=steps.step_size, num_restarts=steps.num_restarts
+    )
+
+
+def _attack(
+    named: suite.Named, threat: ThreatModel, step_size: float, num_restarts: int
+) -> EvalAttack | None:
+    options = {"threat": threat, "num_restarts": num_restarts}
     many = options | {"num_steps": named.num_steps}
     makers: dict[str, Callable[[], EvalAttack | None]] = {
         "clean": lambda: None,
         "fgsm": lambda: partial(attacks.fgsm, **options),
         "mifgsm": lambda: partial(attacks.mi_fgsm, **many),
-        "pgd": lambda: partial(attacks.pgd, step_size=steps.step_size, keep="both", **many),
+        "pgd": lambda: partial(attacks.pgd, step_size=step_size, keep="both", **many),
     }
     return makers[named.kind]()
 
 
-def _make_judge(attack: EvalAttack | None) -> Callable[..., tuple[tuple, Array]]:
-    """A jitted function that returns verdicts, last iterate first, and the attacked images."""
+def make_judge(
+    named: suite.Named, *, threat: ThreatModel, step_size: float, num_restarts: int
+) -> Callable[..., Any]:
+    """Returns a jitted `(logits_fn, batch, key, scale) -> (verdicts, images)`.
+
+    `verdicts` is a tuple, of the attack's images first, then, of PGD, of any iterate.
+
+    Args:
+      named: `clean`, `fgsm`, `mifgsmN` or `pgdN`.
+      threat, step_size, num_restarts: as in `attacks.pgd`; the judge's `scale` multiplies
+        radius and step size.
+    """
+    attack = _attack(named, threat, step_size, num_restarts)
 
     @jax.jit
     def look(logits_fn: Partial, batch: Batch, key: Key, scale: Array) -> tuple[tuple, Array]:
@@ -135,9 +154,12 @@ def _over_batches(
     """Verdicts on the whole split, and the attacked images at the positions `examples`."""
     key = jax.random.fold_in(jax.random.key(steps.seed), salt)
     parts, kept = [], {}
+    mesh = sharding.data_mesh()
+    logits_fn = jax.device_put(logits_fn, sharding.replicated(mesh))
     for batch in batches.in_order(batches.to_device(split), steps.batch_size):
         mask, positions = np.asarray(batch.mask), np.asarray(batch.index)
         batch = batch._replace(index=jnp.asarray(steps.rows[positions], jnp.int32))
+        batch = sharding.spread(batch, mesh)
         found, images = look(logits_fn, batch, key, jnp.asarray(radius, jnp.float32))
         parts.append(jax.tree.map(lambda x, mask=mask: np.asarray(x)[mask], found))
         positions = positions[mask]

@@ -168,4 +168,4 @@ def _norm(kind, features):
         return nn.Identity()
     if kind == "group":
         return nn.GroupNorm(features // 8, features, eps=1e-6)
-    return nn.BatchNorm2d(features)
+    return nn.BatchNorm2d(features)  # also "batch:N", which differs in training only

@@ -7,13 +7,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fairmix_jax import class_statistics
+from fairmix_jax import class_statistics, sharding
 from fairmix_jax.checkpoint import Checkpoints, digest
+from fairmix_jax.config import resolved
 from fairmix_jax.data import batches
 from fairmix_jax.epoch_end import EpochEnd
-from fairmix_jax.errors import Interrupted
+from fairmix_jax.errors import Interrupted, UsageError
 from fairmix_jax.experiment import Experiment
 from fairmix_jax.progress import TrainProgress, console
 from fairmix_jax.signals import StopRequest
@@ -35,7 +37,8 @@ def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
       UsageError: the config cannot be built.
       FloatingPointError: the loss is no longer finite.
     """
-    split, batch_size = batches.to_device(experiment.train), config.batch_size
+    mesh, batch_size = _mesh(config), config.batch_size
+    split = jax.device_put(batches.to_device(experiment.train), sharding.replicated(mesh))
     steps_per_epoch = len(split.labels) // batch_size
     total_steps = steps_per_epoch * config.total_epochs
     init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -58,14 +61,18 @@ def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
             return digest(state)
         if step:
             console.print(f"resuming at step {step} of {total_steps}")
-        train_step = compile_step(trainer.train_step, state, split, batch_size, step_key)
+        state, totals, step_key = jax.device_put(
+            (state, totals, step_key), sharding.replicated(mesh)
+        )
+        train_step = compile_step(trainer.train_step, state, split, batch_size, step_key, mesh)
+        _announce(config, mesh)
         progress = TrainProgress(
             first_step=step,
             total_steps=total_steps,
             steps_per_epoch=steps_per_epoch,
             batch_size=batch_size,
         )
-        with progress, EpochEnd(config, experiment, trainer, workdir, step) as epoch_end:
+        with progress, EpochEnd(config, experiment, trainer, workdir, step, mesh) as epoch_end:
             while step < total_steps:
                 epoch = step // steps_per_epoch
                 order = batches.epoch_order(order_key, epoch, size=len(split.labels))
@@ -73,7 +80,7 @@ def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
                 for batch_rows in rows.reshape(-1, batch_size)[step % steps_per_epoch :]:
                     if draws.are_needed:
                         batch_rows = draws(state, step, batch_size)
-                    batch = batches.take(split, batch_rows, batch_size)
+                    batch = sharding.spread(batches.take(split, batch_rows, batch_size), mesh)
                     state, measured = train_step(state, batch, step_key)
                     totals, step = _add(totals, measured), step + 1
                     progress.advance(step)
@@ -120,13 +127,48 @@ def _add(a: StepMetrics, b: StepMetrics) -> StepMetrics:
     return jax.tree.map(jnp.add, a, b)
 
 
+def _mesh(config: ConfigDict) -> Mesh:
+    mesh = sharding.data_mesh(sharding.chosen_devices(config.num_devices))
+    if config.batch_size % mesh.size:
+        raise UsageError(
+            f"batch_size={config.batch_size} does not divide among {mesh.size} devices; give a "
+            "multiple, or a divisor as num_devices"
+        )
+    return mesh
+
+
+def _announce(config: ConfigDict, mesh: Mesh) -> None:
+    """Says how the work is split, and what would cost communication in every step."""
+    if mesh.size == 1:
+        return
+    console.print(
+        f"{mesh.size} devices, {jax.process_count()} processes, "
+        f"{config.batch_size // mesh.size} images of a batch on each"
+    )
+    if resolved(config)["model"].get("norm") == "batch":
+        console.print(
+            f"batch norm averages over all devices; model.norm=batch:{mesh.size} does not"
+        )
+    if config.mixing.name != "none" and config.mixing.num_groups % mesh.size:
+        console.print(
+            f"mixing exchanges images between devices; mixing.num_groups={mesh.size} does not"
+        )
+
+
 def compile_step(
-    train_step: TrainStep, state: TrainState, split: batches.DeviceSplit, batch_size: int, key: Key
+    train_step: TrainStep,
+    state: TrainState,
+    split: batches.DeviceSplit,
+    batch_size: int,
+    key: Key,
+    mesh: Mesh,
 ) -> TrainStep:
     """Compiles ahead of time, so that the run has one shape and the wait is announced."""
     start = time.perf_counter()
     batch = batches.take(split, np.arange(batch_size, dtype=np.int32), batch_size)
-    compiled = jax.jit(train_step, donate_argnums=0).lower(state, batch, key).compile()
+    batch = sharding.spread(batch, mesh)
+    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    compiled = jitted.lower(state, batch, key).compile()
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     console.print(
         f"compiled the training step in {time.perf_counter() - start:.1f} s "

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from fairmix_jax import attacks, class_statistics
+from fairmix_jax import attacks, class_statistics, sharding
 from fairmix_jax.data import batches
 from fairmix_jax.experiment import Experiment
 from fairmix_jax.types import (
@@ -48,6 +49,7 @@ class Validator:
       seed: of the noise.
       batch_size: of the counts; changes nothing but memory and time.
       base_batch_size: of the base's statistics, whose sums depend on it by rounding.
+      mesh: of the devices that share a batch.
     """
 
     def __init__(
@@ -60,9 +62,12 @@ class Validator:
         seed: int,
         batch_size: int,
         base_batch_size: int,
+        mesh: Mesh,
     ):
+        self._mesh = mesh
         self._seed, self._batch_size, self._base_batch_size = seed, batch_size, base_batch_size
-        self._split = batches.to_device(experiment.validation)
+        split = batches.to_device(experiment.validation)
+        self._split = jax.device_put(split, sharding.replicated(mesh))
         self._num_classes = len(experiment.dataset.class_names)
         attack = partial(
             attacks.pgd,
@@ -102,7 +107,8 @@ class Validator:
     def _sum(self, counter, weights: Weights, batch_size: int):
         key = jax.random.key(self._seed)
         parts = [
-            counter(weights, batch, key) for batch in batches.in_order(self._split, batch_size)
+            counter(weights, sharding.spread(batch, self._mesh), key)
+            for batch in batches.in_order(self._split, batch_size)
         ]
         return jax.tree.map(lambda *sums: np.sum(np.stack(sums), axis=0), *parts)
 

@@ -18,7 +18,10 @@ from fairmix_jax.errors import UsageError
 from fairmix_jax.export import write_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
-_MAY_CHANGE = ("evaluate.", "checkpoint.", "data.dir", "sweep", "report", "benchmark.")
+_MAY_CHANGE = (
+    "evaluate.", "checkpoint.", "data.dir", "num_devices", "sweep", "report", "benchmark.",
+    "compile.",
+)  # fmt: skip
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:

@@ -15,7 +15,7 @@ from scipy import stats
 from tiny import StopAfter, assemble, tiny
 
 from fairmix_jax import config as config_lib
-from fairmix_jax import plugins, train, validation
+from fairmix_jax import plugins, sharding, train, validation
 from fairmix_jax.checkpoint import Checkpoints, digest
 from fairmix_jax.data import batches
 from fairmix_jax.errors import Interrupted, UsageError
@@ -111,7 +111,7 @@ def test_base_statistics_are_the_losses_of_the_validation_set():
     weights = trainer.evaluated_weights(trainer.initial_state)
     validator = validation.Validator(
         experiment, trainer.frozen_base, num_steps=1, step_size=0.1, seed=0, batch_size=40,
-        base_batch_size=16,
+        base_batch_size=16, mesh=sharding.data_mesh(),
     )  # fmt: skip
     seen = validator.read(weights, {"base"})
     split = experiment.validation

@@ -1,8 +1,10 @@
 """Layers the networks share."""
 
+import re
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from fairmix_jax.conv import conv, same_padding
@@ -32,12 +34,61 @@ class Conv(nn.Module):
         return conv(images, kernel, stride=self.stride, padding=same_padding(self.size))
 
 
+class BatchNorm(nn.Module):
+    """Batch norm in which equal consecutive parts of the batch ignore each other.
+
+    In training each part is normalised with its own mean and variance, and the running
+    statistics follow the means of both over parts; so a batch that is split among as many
+    devices, or fewer, needs no communication, and the result does not depend on their
+    number. Variables are those of flax's own batch norm.
+
+    Attributes:
+      num_parts: divides the batch.
+      train: whether the statistics of the batch are used and followed.
+
+    Reference: Hoffer, Hubara and Soudry 2017 (ghost batch norm), arXiv 1705.08741.
+    """
+
+    num_parts: int
+    train: bool
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        var = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        parts = x[None]
+        own_mean, own_var = mean.value[None], var.value[None]
+        if self.train:
+            if len(x) % self.num_parts:
+                raise ValueError(
+                    f"model.norm='batch:{self.num_parts}' does not divide a batch of {len(x)}"
+                )
+            parts = x.reshape(self.num_parts, -1, *x.shape[1:])
+            axes = tuple(range(1, parts.ndim - 1))
+            own_mean, square = jnp.mean(parts, axes), jnp.mean(jnp.square(parts), axes)
+            own_var = jnp.maximum(square - jnp.square(own_mean), 0.0)
+            if not self.is_initializing():
+                for known, new in ((mean, own_mean), (var, own_var)):
+                    followed = self.momentum * known.value
+                    known.value = followed + (1 - self.momentum) * jnp.mean(new, axis=0)
+        wide = [jnp.expand_dims(v, range(1, parts.ndim - 1)) for v in (own_mean, own_var)]
+        y = (parts - wide[0]) * jax.lax.rsqrt(wide[1] + self.epsilon)
+        affine = [jnp.expand_dims(v, range(parts.ndim - 1)) for v in (scale, bias)]
+        return (y * affine[0] + affine[1]).reshape(x.shape)
+
+
 def normaliser(kind: str, train: bool) -> Callable[[], Callable[[jax.Array], jax.Array]]:
     """Returns a constructor of normalisation layers.
 
     Args:
-      kind: `"batch"` (running statistics with momentum 0.9 unless `train`), `"group"`
-        (groups of at most 16 channels' worth, no statistics) or `"none"`.
+      kind: `"batch"` (running statistics with momentum 0.9 unless `train`), `"batch:N"`
+        (the same in `N` equal parts of the batch, see `BatchNorm`), `"group"` (groups of 8
+        channels, no statistics) or `"none"`.
       train: whether batch norm uses and updates the statistics of the batch.
 
     Raises:
@@ -45,8 +96,12 @@ def normaliser(kind: str, train: bool) -> Callable[[], Callable[[jax.Array], jax
     """
     if kind == "batch":
         return lambda: nn.BatchNorm(use_running_average=not train, momentum=0.9)
+    if match := re.fullmatch(r"batch:([1-9]\d*)", kind):
+        return lambda: BatchNorm(int(match[1]), train)
     if kind == "group":
         return lambda: nn.GroupNorm(num_groups=None, group_size=8)
     if kind == "none":
         return lambda: lambda x: x
-    raise ValueError(f"model.norm={kind!r} is unknown; choose 'batch', 'group' or 'none'")
+    raise ValueError(
+        f"model.norm={kind!r} is unknown; choose 'batch', 'batch:N', 'group' or 'none'"
+    )

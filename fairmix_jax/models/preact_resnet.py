@@ -68,7 +68,7 @@ def make(num_classes: int, *, depth: int = 18, width: int = 64, norm: str = "bat
       num_classes: `K`.
       depth: 10, 18 or 34.
       width: channels of the first stage.
-      norm: `"batch"`, `"group"` (then `width` must be a multiple of 8) or `"none"`.
+      norm: `"batch"`, `"batch:N"`, `"group"` (`width` a multiple of 8) or `"none"`.
 
     Raises:
       ValueError: another depth.

@@ -32,6 +32,6 @@ def make(num_classes: int, *, width: int = 16, norm: str = "batch") -> nn.Module
     Args:
       num_classes: `K`.
       width: channels of the first convolution.
-      norm: `"batch"`, `"group"` (then `width` must be a multiple of 8) or `"none"`.
+      norm: `"batch"`, `"batch:N"`, `"group"` (`width` a multiple of 8) or `"none"`.
     """
     return SmallCNN(num_classes, width, norm)

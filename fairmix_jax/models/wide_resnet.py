@@ -12,7 +12,7 @@ def make(num_classes: int, *, depth: int = 28, width: int = 10, norm: str = "bat
       num_classes: `K`.
       depth: `6 n + 4` for `n` blocks a stage, e.g. 28 or 34.
       width: the widening factor, e.g. 10.
-      norm: `"batch"`, `"group"` or `"none"`.
+      norm: `"batch"`, `"batch:N"`, `"group"` or `"none"`.
 
     Raises:
       ValueError: `depth` is not of that form.

@@ -14,7 +14,8 @@ from fairmix_jax.data import COMMON_FIELDS
 from fairmix_jax.errors import UsageError
 
 _NOT_A_METHOD = (
-    "seed", "sweep", "report", "data.dir", "data.draw", "checkpoint.", "evaluate.", "benchmark.",
+    "seed", "num_devices", "sweep", "report", "data.dir", "data.draw", "checkpoint.", "evaluate.",
+    "benchmark.", "compile.",
 )  # fmt: skip
 _EVALUATED_WITH = ("step_size", "num_restarts", "search_dtype")
 

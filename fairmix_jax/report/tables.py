@@ -15,9 +15,9 @@ from fairmix_jax.tables import MISSING, Table
 def of_set(
     runs: Comparable, headlines: Sequence[Headline], differences: Sequence[Paired]
 ) -> list[Table]:
-    """Returns the tables of a comparable set: headlines, differences, classes."""
+    """Returns the tables of a comparable set: headlines, differences, classes, confidence."""
     compared = [_differences(differences)] if differences else []
-    return [_headlines(runs, headlines), *compared, _classes(runs)]
+    return [_headlines(runs, headlines), *compared, _classes(runs), *_confidence(runs)]
 
 
 def of_ensembles(runs: Comparable) -> list[Table]:
@@ -99,6 +99,35 @@ def _classes(runs: Comparable) -> Table:
         for number, name in enumerate(runs.classes)
     ]
     return Table("accuracy in % of each class, mean over seeds", header, rows)
+
+
+def _confidence(runs: Comparable) -> list[Table]:
+    """How much surer each method is than right, under attacks of which confidence is known."""
+    columns = [
+        (group, attack)
+        for attack in runs.attacks
+        for group in runs.groups
+        if group.results(attack) and all("calibration" in r for r in group.results(attack))
+    ]
+    if not columns:
+        return []
+    excess, errors = [], []
+    for group, attack in columns:
+        found = [result["calibration"] for result in group.results(attack)]
+        confidence = np.array([f["class_confidence"] for f in found], float)
+        excess.append((confidence - group.class_accuracies(attack)).mean(axis=0))
+        errors.append(np.mean([f["ece"] for f in found]))
+    several = len(runs.groups) > 1
+    header = ["class", *(f"{a}: {g.label}" if several else a for g, a in columns)]
+    rows = [
+        [name, *(f"{100 * e[n]:+.1f}" if np.isfinite(e[n]) else MISSING for e in excess)]
+        for n, name in enumerate(runs.classes)
+    ]
+    caption = (
+        "mean confidence less accuracy of each class in points, mean over seeds: above 0 the "
+        "model is surer than right; last the expected calibration error in %"
+    )
+    return [Table(caption, header, rows, [["ECE", *(percent(error) for error in errors)]])]
 
 
 def percent(value: float) -> str:

@@ -11,11 +11,14 @@ from fairmix_jax.tables import markdown, rich_table
 __all__ = ["Run", "find", "write"]
 
 
+_DRAWN = ("classes", "tradeoff", "calibration", "training", "survivors")
+
+
 def write(directory: Path, workdirs: Sequence[Path], *, show: bool = True) -> None:
     """Writes `directory/report/`: `index.html`, `table.md` and charts as PNG; prints the tables.
 
-    Runs of different data, classes, norms, radii or numbers of test images get tables and
-    charts of their own, and are never averaged together. What a run lacks is shown as
+    Runs of different data, classes, norms, radii or test images get tables and charts of
+    their own, and are never averaged together. What a run lacks is shown as
     missing. `index.html` needs nothing else.
 
     Args:
@@ -24,15 +27,16 @@ def write(directory: Path, workdirs: Sequence[Path], *, show: bool = True) -> No
       show: whether to print.
 
     Raises:
-      UsageError: there is no run.
+      UsageError: there is no run, or a method has two runs of one seed.
     """
     found = {run.path.resolve(): run for path in workdirs for run in find(path)}
     unfinished = runs.unfinished([directory, *workdirs])
     panels = [_panel(comparable) for comparable in runs.comparable(list(found.values()))]
     output = directory / "report"
     output.mkdir(parents=True, exist_ok=True)
-    for old in output.glob("*.png"):
-        old.unlink()
+    for name in _DRAWN:
+        for old in output.glob(f"{name}*.png"):
+            old.unlink()
     page.write(output / "index.html", panels, unfinished)
     drawn = [name for number, panel in enumerate(panels) for name in _draw(output, number, panel)]
     texts = [f"Not done: {name}: {how}" for name, how in unfinished.items()]
@@ -71,11 +75,12 @@ def _draw(output: Path, number: int, panel: page.Panel) -> list[str]:
         name: [row for row in panel.rows[name] if row["attack"] == attack]
         for name in ("tradeoff", "calibration")
     }
-    whole = {name: panel.rows[name] for name in ("training", "survivors")}
+    rows_of = {**panel.rows, "classes": classes, **under}
     drawn = []
-    for name, own in ({"classes": classes} | under | whole).items():
-        if own:
+    for name in _DRAWN:
+        if rows_of[name]:
             drawn.append(f"{name}{number + 1 if number else ''}.png")
-            title = panel.runs.title + ("" if name in whole else f", {attack}")
-            charts.png(output / drawn[-1], specs[name], own, title)
+            is_whole = name in ("training", "survivors")
+            title = panel.runs.title + ("" if is_whole else f", {attack}")
+            charts.png(output / drawn[-1], specs[name], rows_of[name], title)
     return drawn

@@ -60,6 +60,7 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
         chips, or a program that does not fit.
     """
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # it cannot read TPU programs back
     devices = _devices(config.compile.topology)
     mesh = sharding.data_mesh(devices)
     if config.batch_size % mesh.size or config.evaluate.batch_size % mesh.size:

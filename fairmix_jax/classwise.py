@@ -100,7 +100,8 @@ def evaluate(
         robust += withstood
         _tell(named.name, results[named.name])
     if sum(named.kind != "clean" for named in chosen) > 1:
-        robust.append(one.clean())
+        if all(named.kind != "clean" for named in chosen):
+            robust.append(one.clean())
         results[UNION] = one.result(np.logical_and.reduce(robust), seconds=0.0)
         results[UNION]["members"] = [named.name for named in chosen]
     found = {

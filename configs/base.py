@@ -7,7 +7,7 @@ workdir shows what each field became.
 
 from ml_collections import ConfigDict, config_dict
 
-from fairmix_jax import plugins
+from fairmix_jax import engines, plugins
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -106,6 +106,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # --mode=compile: for TPUs that need not be here.
     config.compile = ConfigDict()
     config.compile.topology = ""  # e.g. v5e:2x4, v5e:16x16, v5p:2x2x4
+
+    # --backend=ray|slurm: what each run is given there, see engines.Launch.
+    config.launch = ConfigDict(engines.Launch()._asdict())
 
     # A grid to run instead of a single run: "field=value,value field=value,value".
     config.sweep = ""

@@ -62,19 +62,19 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
 def training_steps(config: ConfigDict, number: int) -> Contender:
     """Returns a function that runs the next `number` training steps of a config."""
     experiment = build(config)
-    split, size = batches.to_device(experiment.train), config.batch_size
+    size = config.batch_size
     init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
     parts = trainer.assemble(config, experiment, total_steps=10**6, key=init_key)
     state = parts.initial_state
-    mesh = sharding.data_mesh(jax.devices()[:1])
-    step = train.compile_step(parts.train_step, state, split, size, step_key, mesh)
-    classes = batches.by_class(split.labels, len(experiment.dataset.class_names))
+    feed = batches.feed(experiment.train, sharding.data_mesh(jax.devices()[:1]))
+    step = train.compile_step(parts.train_step, state, feed, size, step_key)
+    classes = batches.by_class(feed.split.labels, len(experiment.dataset.class_names))
     draws = train.Draws(parts.rule, order_key, classes)
 
     def rows() -> Iterator[np.ndarray]:
         epoch = 0
         while True:
-            order = np.asarray(batches.epoch_order(order_key, epoch, size=len(split.labels)))
+            order = np.asarray(batches.epoch_order(order_key, epoch, size=len(feed.split.labels)))
             yield from order[: len(order) // size * size].reshape(-1, size)
             epoch += 1
 
@@ -86,7 +86,7 @@ def training_steps(config: ConfigDict, number: int) -> Contender:
             chosen = next(upcoming)
             if draws.are_needed:
                 chosen = draws(state, int(state.step), size)
-            state, measured = step(state, batches.take(split, chosen, size), step_key)
+            state, measured = step(state, feed.take(chosen, size), step_key)
         return jax.block_until_ready(measured)
 
     return steps

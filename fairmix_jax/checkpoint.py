@@ -2,6 +2,7 @@
 
 Orbax writes atomically but restores damaged bytes without a word, so every checkpoint
 carries a sha256 of its content, and a checkpoint that does not match is passed over.
+Of several processes the main one reads and writes; the others are told what it read.
 """
 
 import hashlib
@@ -12,6 +13,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+
+from fairmix_jax import cluster
 
 
 def digest(tree: Any) -> str:
@@ -34,24 +37,34 @@ class Checkpoints:
         """Opens the directory, making it if needed."""
         self._directory = directory.absolute()
         self._max_to_keep = max_to_keep
-        self._manager = self._open()
+        self._manager: Any = self._open() if cluster.is_main() else None
 
     def _open(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._max_to_keep, enable_async_checkpointing=False
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="main"
         )
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._max_to_keep,
+            enable_async_checkpointing=False,
+            create=False,  # orbax does not, for some of many processes
+            multiprocessing_options=alone,
+        )
+        self._directory.mkdir(parents=True, exist_ok=True)
         return ocp.CheckpointManager(self._directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_) -> None:
-        self._manager.close()
+        if self._manager:
+            self._manager.close()
 
     def save(self, step: int, tree: Any, **facts: Any) -> None:
         """Saves a pytree of arrays with JSON facts beside it; does nothing if `step` is there."""
-        if step in self._manager.all_steps():
+        if not self._manager or step in self._manager.all_steps():
             return
+        if jax.process_count() > 1:
+            tree = jax.tree.map(np.asarray, tree)  # on every device, and no other's concern
         meta = facts | {"sha256": digest(tree)}
         args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
         self._manager.save(step, args=args, force=True)
@@ -65,6 +78,11 @@ class Checkpoints:
         Args:
           template: a pytree of arrays with the structure, shapes and types to expect.
         """
+        return cluster.from_main(lambda: self._restore_latest(template))
+
+    def _restore_latest(self, template: Any) -> tuple[Any, dict[str, Any]] | None:
+        if jax.process_count() > 1:
+            template = jax.tree.map(np.asarray, template)
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return self._restore(step, template)
@@ -75,6 +93,9 @@ class Checkpoints:
 
     def fits(self, template: Any) -> bool:
         """Whether there is a checkpoint, and the newest one has a pytree's shapes and types."""
+        return cluster.from_main(lambda: self._fits(template))
+
+    def _fits(self, template: Any) -> bool:
         step = self._manager.latest_step()
         if step is None:
             return False

@@ -8,7 +8,14 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from fairmix_jax import evaluate_batchwise, evaluate_ensemble, metrics, suite, verdicts
+from fairmix_jax import (
+    cluster,
+    evaluate_batchwise,
+    evaluate_ensemble,
+    metrics,
+    suite,
+    verdicts,
+)
 from fairmix_jax.data import Split, batches
 from fairmix_jax.errors import UsageError
 from fairmix_jax.progress import console
@@ -60,7 +67,9 @@ def evaluate(
     The union counts an image as robust if it is classified correctly as it is, under every
     attack and at every iterate of PGD; it is added where there are two attacks or more. The
     curve, too, counts every iterate. An example's random numbers depend on the seed, the
-    attack (of PGD and its kind the number of steps) and its row only.
+    attack (of PGD and its kind the number of steps) and its row only. Of several processes
+    all call this; each attacks its share of the images, all return the whole, and the main
+    one writes.
 
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`; must not couple examples. Weights
@@ -210,7 +219,7 @@ class _Evaluator(NamedTuple):
         examples: list[int], **extra: Any,
     ) -> None:  # fmt: skip
         place, labels = self._place(named), self.split.labels
-        if place is None:
+        if place is None or not cluster.is_main():
             return
         verdicts.save(
             place / "verdicts.npz", row=self.rows, label=labels, robust=found.correct,

@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,17 +14,35 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from fairmix_jax import cluster
 from fairmix_jax import config as config_lib
-from fairmix_jax.errors import Interrupted, MembersFailed, UsageError
+from fairmix_jax.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    Interrupted,
+    MembersFailed,
+    UsageError,
+)
 from fairmix_jax.progress import console
-
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 75
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment: configs/NAME.py[:variant].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME[-variant].")
 _MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "evaluate", "sweep", "report", "benchmark", "compile"], "What to do."
 )
+_BACKEND = flags.DEFINE_enum(
+    "backend",
+    "local",
+    ["local", "processes", "ray", "slurm"],
+    "Where runs happen: in this process, in --num_processes joined ones of this machine, or on a "
+    "cluster with config.launch for each.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "host:port of the first of several processes; empty to detect a cluster."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "0 to detect a cluster; 1 for alone.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is; -1 to detect.")
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
     "~/.cache/fairmix_jax",
@@ -45,6 +64,10 @@ def main() -> None:
     except (Interrupted, KeyboardInterrupt) as stop:
         reason = str(stop) or "SIGINT"
         _exit_with(f"{reason}; run the same command to go on", EXIT_INTERRUPTED)
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        _abandon(error)
 
 
 def _stop(number: int, _) -> None:
@@ -56,9 +79,12 @@ def _run(argv: Sequence[str]) -> None:
     if _CACHE.value and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path(_CACHE.value).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    from fairmix_jax import benchmark, compile_report, report, study
+    from fairmix_jax import benchmark, compile_report, engines, report, study
+    from fairmix_jax.engines import processes, ray, slurm
 
     workdir = _workdir()
+    if _BACKEND.value == "processes":
+        sys.exit(processes.run(sys.argv, _NUM_PROCESSES.value))
     if _MODE.value == "report":
         report.write(workdir, [Path(path) for path in argv[1:]] or [workdir])
         return
@@ -77,7 +103,12 @@ def _run(argv: Sequence[str]) -> None:
         raise UsageError(
             "sweep='' is no grid; give --config.sweep='field=value,value ...' or a study's config"
         )
-    study.run(_CONFIG.value, workdir, with_training=_MODE.value != "evaluate")
+    elsewhere: dict[str, engines.Engine] = {"ray": ray.run, "slurm": slurm.run}
+    engine = elsewhere.get(_BACKEND.value)
+    if engine is None:
+        cluster.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        console.quiet = not cluster.is_main()
+    study.run(_CONFIG.value, workdir, with_training=_MODE.value != "evaluate", engine=engine)
 
 
 def _workdir() -> Path:
@@ -128,5 +159,26 @@ def _one_line(message: str) -> str:
 
 def _exit_with(message: str, status: int) -> None:
     console.show_cursor(True)
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    print(f"{_speaker()}: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def _abandon(error: Exception) -> None:
+    """Leaves the other processes at once, who then end too: waiting for them would not end."""
+    traceback.print_exception(error)
+    lost = "another process is gone, or a device failed: " if _is_of_devices(error) else ""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    print(f"{_speaker()}: {lost}{reason}; run the same command to go on", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(EXIT_FAILED)
+
+
+def _is_of_devices(error: Exception) -> bool:
+    return isinstance(error, jax.errors.JaxRuntimeError)
+
+
+def _speaker() -> str:
+    name = Path(sys.argv[0]).name
+    if not jax.distributed.is_initialized():
+        return name
+    return f"{name}, process {jax.process_index()} of {jax.process_count()}"

@@ -22,6 +22,7 @@ _CHOICES = {
     "evaluate.weights": ("best", "last"),
     "evaluate.search_dtype": ("float32", "bfloat16"),
     "report": ("classes", "gaussian"),
+    "launch.submitit": ("", "slurm", "local"),
 }
 
 _RANGES = {
@@ -56,6 +57,15 @@ _RANGES = {
     "evaluate.batch_size": (1, math.inf),
     "evaluate.step_size": (0, math.inf),
     "evaluate.num_restarts": (1, math.inf),
+    "launch.num_processes": (1, math.inf),
+    "launch.processes_per_node": (1, math.inf),
+    "launch.cpus": (1, math.inf),
+    "launch.gpus": (0, math.inf),
+    "launch.max_running": (0, math.inf),
+    "launch.max_failures": (0, math.inf),
+    "launch.asha_grace_epochs": (0, math.inf),
+    "launch.asha_reduction": (2, math.inf),
+    "launch.minutes": (3, math.inf),
 }
 
 _AXES = {"model": "models", "base": "bases", "rule": "rules", "averaging": "averaging"}

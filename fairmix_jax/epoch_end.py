@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fairmix_jax import metrics
+from fairmix_jax import cluster, metrics
 from fairmix_jax.checkpoint import Checkpoints
 from fairmix_jax.experiment import Experiment
 from fairmix_jax.progress import TrainProgress, console
@@ -48,9 +48,11 @@ class EpochEnd:
         self._config, self._trainer = config, trainer
         self._directory = workdir / "checkpoints"
         self._best = Checkpoints(self._directory / "best", max_to_keep=1)
-        log = JsonlWriter(workdir / "metrics.jsonl", last_step=step)
-        self._best_pgd = max([0.0, *(line.get(_PGD, 0.0) for line in log.earlier)])
-        self._writer = MultiWriter(log, TensorBoardWriter(workdir, last_step=step))
+        self._best_pgd, self._writer = 0.0, MultiWriter()
+        if cluster.is_main():
+            log = JsonlWriter(workdir / "metrics.jsonl", last_step=step)
+            self._best_pgd = max([0.0, *(line.get(_PGD, 0.0) for line in log.earlier)])
+            self._writer = MultiWriter(log, TensorBoardWriter(workdir, last_step=step))
         self._class_names = experiment.dataset.class_names
         self._validator = Validator(
             experiment,

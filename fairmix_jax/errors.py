@@ -1,4 +1,6 @@
-"""The exceptions that a user meets."""
+"""The exceptions that a user meets, and the exit statuses of `launch.py`."""
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 75
 
 
 class UsageError(Exception):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from fairmix_jax import classwise, data, export, model_card
+from fairmix_jax import classwise, cluster, data, export, model_card
 from fairmix_jax.checkpoint import Checkpoints
 from fairmix_jax.config import resolved
 from fairmix_jax.errors import UsageError
@@ -23,7 +23,8 @@ def run(config: ConfigDict, experiment: Experiment, directory: Path) -> dict[str
     """Evaluates the weights in a workdir on the test set and writes the results there.
 
     Writes `evaluation.json`, `model.safetensors`, `model.json`, `model_card.md`, and what
-    `classwise.evaluate` writes. AutoAttack goes on where it was interrupted.
+    `classwise.evaluate` writes. AutoAttack goes on where it was interrupted. Of several
+    processes all call this, and the main one writes.
 
     Returns: the content of `evaluation.json`.
 
@@ -47,6 +48,8 @@ def run(config: ConfigDict, experiment: Experiment, directory: Path) -> dict[str
     )  # fmt: skip
     evaluation = {"schema": 1, "dataset": config.data.name, "weights": given["weights"]}
     evaluation |= found | {"settings": given, "provenance": provenance()}
+    if not cluster.is_main():
+        return evaluation
     export.save_model(directory, weights, experiment.model_card | facts, evaluation)
     model_card.write(directory, evaluation, bounds=experiment.threat.bounds)
     write_json(directory / "evaluation.json", evaluation)
@@ -99,7 +102,7 @@ def load_weights(
     """
     directory = workdir / "checkpoints" / which
     restored = None
-    if directory.is_dir():
+    if cluster.from_main(directory.is_dir):
         with Checkpoints(directory, max_to_keep=1) as checkpoints:
             restored = checkpoints.restore_latest(weights_template(experiment))
     if restored is None:

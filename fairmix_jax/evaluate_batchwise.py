@@ -1,7 +1,7 @@
 """Clean accuracy and attacks of a fixed number of steps, a batch at a time."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from fairmix_jax import attacks, sharding, suite
+from fairmix_jax import attacks, cluster, sharding, suite
 from fairmix_jax.data import Split, batches
 from fairmix_jax.types import Array, Batch, Key, ThreatModel
 from fairmix_jax.verdicts import Verdicts
@@ -151,20 +151,42 @@ def _over_batches(
     look: Callable, logits_fn: Partial, split: Split, steps: Steps, salt: int, radius: float,
     examples: Sequence[int],
 ) -> tuple[tuple[Verdicts, ...], np.ndarray]:  # fmt: skip
-    """Verdicts on the whole split, and the attacked images at the positions `examples`."""
+    """Verdicts on the whole split, and the attacked images at the positions `examples`.
+
+    Of several processes each attacks its share.
+    """
+    mine = cluster.share(len(split.labels))
+    rows = mine if len(mine) else np.zeros(1, int)  # with nothing to do, do something
+    wanted = {int(row): place for place, row in enumerate(examples)}
+
+    def attacked() -> tuple[tuple[Verdicts, ...], dict[int, np.ndarray]]:
+        found, kept = _own(look, logits_fn, split.take(rows), steps, salt, radius, rows, wanted)
+        return jax.tree.map(lambda x: x[: len(mine)], found), kept
+
+    parts = cluster.from_each(attacked)
+    kept = {place: image for _, images in parts for place, image in images.items()}
+    shape = (0, *split.images.shape[1:])
+    images = np.stack([kept[place] for place in sorted(kept)]) if kept else np.zeros(shape)
+    return cluster.dealt([found for found, _ in parts]), images
+
+
+def _own(
+    look: Callable, logits_fn: Partial, split: Split, steps: Steps, salt: int, radius: float,
+    rows: np.ndarray, wanted: Mapping[int, int],
+) -> tuple[tuple[Verdicts, ...], dict[int, np.ndarray]]:  # fmt: skip
+    """Verdicts on this process's images, at the positions `rows`, and those `wanted` of them."""
     key = jax.random.fold_in(jax.random.key(steps.seed), salt)
     parts, kept = [], {}
-    mesh = sharding.data_mesh()
-    logits_fn = jax.device_put(logits_fn, sharding.replicated(mesh))
-    for batch in batches.in_order(batches.to_device(split), steps.batch_size):
-        mask, positions = np.asarray(batch.mask), np.asarray(batch.index)
-        batch = batch._replace(index=jnp.asarray(steps.rows[positions], jnp.int32))
-        batch = sharding.spread(batch, mesh)
+    mesh = sharding.data_mesh(jax.local_devices())
+    logits_fn = sharding.on_each(mesh, logits_fn)
+    size = max(1, steps.batch_size // jax.process_count())
+    for batch in batches.feed(split, mesh).in_order(size):
+        mask, positions = np.asarray(batch.mask), rows[np.asarray(batch.index)]
+        index = sharding.spread(jnp.asarray(steps.rows[positions], jnp.int32), mesh)
+        batch = batch._replace(index=index)
         found, images = look(logits_fn, batch, key, jnp.asarray(radius, jnp.float32))
         parts.append(jax.tree.map(lambda x, mask=mask: np.asarray(x)[mask], found))
-        positions = positions[mask]
-        for row in set(examples) & set(positions.tolist()):
-            kept[row] = np.asarray(images[int(np.flatnonzero(positions == row)[0])])
-    whole = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-    shape = (0, *split.images.shape[1:])
-    return whole, np.stack([kept[row] for row in examples]) if examples else np.zeros(shape)
+        for number, row in enumerate(positions[mask].tolist()):
+            if row in wanted:
+                kept[wanted[row]] = np.asarray(images[number])
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts), kept

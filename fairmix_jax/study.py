@@ -5,13 +5,15 @@ import itertools
 import json
 import time
 import traceback
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from fairmix_jax import cluster, engines, evaluate, gaussian_report, report, train, workdir
 from fairmix_jax import config as config_lib
-from fairmix_jax import evaluate, gaussian_report, report, train, workdir
 from fairmix_jax.errors import MembersFailed, UsageError
 from fairmix_jax.experiment import build
 from fairmix_jax.export import write_json
@@ -21,7 +23,13 @@ _MAX_NAME = 200
 _REPORTS = {"classes": report.write, "gaussian": gaussian_report.write}
 
 
-def run(config: ConfigDict, directory: Path, *, with_training: bool) -> None:
+def run(
+    config: ConfigDict,
+    directory: Path,
+    *,
+    with_training: bool,
+    engine: engines.Engine | None = None,
+) -> None:
     """Trains (if so told), evaluates and reports a config, or each member of its grid.
 
     A single run has `directory` to itself; a grid has one folder a member in it, and the
@@ -30,38 +38,99 @@ def run(config: ConfigDict, directory: Path, *, with_training: bool) -> None:
     `directory/sweep.json` lists it, its traceback is in `error.txt` in its folder, and
     running the grid again tries it again.
 
+    Args:
+      config: of the run or the grid.
+      directory: see above.
+      with_training: whether to train, or to evaluate what is trained.
+      engine: runs the members elsewhere, see `engines`; one after another here if `None`.
+
     Raises:
       UsageError: the sweep or the single run is not a valid config.
       MembersFailed: some members of the grid failed; raised once the rest is done.
     """
     if not config.sweep.strip():
         workdir.claim(directory, config)
-        _run_member(config, directory, with_training=with_training)
-        _REPORTS[config.report](directory, [directory])
+        if engine is not None:
+            _run_alone(config, directory, with_training, engine)
+            return
+        with workdir.held(directory):
+            _run_member(config, directory, with_training=with_training)
+            _report(config, directory, [directory])
         return
     members = expand(config.sweep)
     for field in {field for _, changes in members for field in changes}:
         config_lib.get(config, field)
     workdir.claim(directory, config)
-    path = directory / "sweep.json"
-    before = json.loads(path.read_text())["members"] if path.exists() else {}
-    states = {name: before.get(name, {"status": "waiting"}) for name, _ in members}
-    for number, (name, changes) in enumerate(members, start=1):
-        console.print(f"[{number}/{len(members)}] {name}", markup=False)
-        states[name] = {"status": "running"}
-        write_json(path, {"members": states})
-        states[name] = _try_member(config, changes, directory / name, with_training=with_training)
-        write_json(path, {"members": states})
-    workdir.record(directory)
-    done = [directory / name for name in states if states[name]["status"] == "done"]
-    if done:
-        _REPORTS[config.report](directory, done)
-    failed = [name for name in states if states[name]["status"] == "failed"]
-    if failed:
+    with workdir.held(directory):
+        board = _Board(directory / "sweep.json", [name for name, _ in members])
+        if engine is None:
+            for number, (name, changes) in enumerate(members, start=1):
+                console.print(f"[{number}/{len(members)}] {name}", markup=False)
+                board.set(name, {"status": "running"})
+                path = directory / name
+                board.set(name, _try_member(config, changes, path, with_training=with_training))
+        else:
+            jobs = _jobs(config, members, directory, board, with_training)
+            engine(jobs, directory, engines.Launch(**config.launch), board.set)
+        workdir.record(directory)
+        done = [directory / name for name in board.names("done")]
+        if done:
+            _report(config, directory, done)
+    if failed := board.names("failed"):
         raise MembersFailed(
             f"{len(failed)} of {len(members)} members failed: {failed[0]}: "
-            f"{states[failed[0]]['error']} (all in {path})"
+            f"{board.states[failed[0]]['error']} (all in {directory / 'sweep.json'})"
         )
+
+
+class _Board:
+    """What became of each member of a grid, and `sweep.json`, which says so."""
+
+    def __init__(self, path: Path, names: Sequence[str]):
+        before = (workdir.read_json(path) or {"members": {}})["members"]
+        self.states = {name: before.get(name, {"status": "waiting"}) for name in names}
+        self._path = path
+
+    def set(self, name: str, state: dict[str, Any]) -> None:
+        self.states[name] = state
+        cluster.from_main(partial(write_json, self._path, {"members": self.states}))
+
+    def names(self, status: str) -> list[str]:
+        return [name for name, state in self.states.items() if state["status"] == status]
+
+
+def _run_alone(
+    config: ConfigDict, directory: Path, with_training: bool, engine: engines.Engine
+) -> None:
+    states = {}
+    job = engines.Job(directory.name, directory, with_training, config.total_epochs)
+    engine([job], directory, engines.Launch(**config.launch), states.__setitem__)
+    if states[job.name]["status"] != "done":
+        raise MembersFailed(f"{states[job.name]['error']} (see {directory / 'log.txt'})")
+
+
+def _jobs(
+    config: ConfigDict,
+    members: Sequence[tuple[str, dict[str, Any]]],
+    directory: Path,
+    board: _Board,
+    with_training: bool,
+) -> list[engines.Job]:
+    """The members that are to run; what cannot be built has failed."""
+    jobs = []
+    for name, changes in members:
+        path = directory / name
+        try:
+            member = override(config, changes)
+            workdir.claim(path, member)
+        except UsageError as error:
+            board.set(name, _failed(path, error))
+            continue
+        if with_training and _is_trained(path) and _is_evaluated(member, path):
+            board.set(name, {"status": "done"})
+        else:
+            jobs.append(engines.Job(name, path, with_training, member.total_epochs))
+    return jobs
 
 
 def _try_member(
@@ -72,21 +141,26 @@ def _try_member(
     try:
         member = override(config, changes)
         workdir.claim(path, member)
-        _run_member(member, path, with_training=with_training)
-        if config.report == "classes":
-            report.write(path, [path], show=False)
+        with workdir.held(path):
+            _run_member(member, path, with_training=with_training)
+            if config.report == "classes":
+                cluster.from_main(partial(report.write, path, [path], show=False))
     except Exception as error:  # whatever it is, the other members are not to blame
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        console.print(f"failed: {message}", markup=False)
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "error.txt").write_text("".join(traceback.format_exception(error)))
-        return {"status": "failed", "error": message}
+        return cluster.from_main(partial(_failed, path, error))
     (path / "error.txt").unlink(missing_ok=True)
     return {"status": "done", "seconds": round(time.monotonic() - start, 1)}
 
 
+def _failed(path: Path, error: Exception) -> dict[str, Any]:
+    message = " ".join(f"{type(error).__name__}: {error}".split())
+    console.print(f"failed: {message}", markup=False)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "error.txt").write_text("".join(traceback.format_exception(error)))
+    return {"status": "failed", "error": message}
+
+
 def _run_member(config: ConfigDict, directory: Path, *, with_training: bool) -> None:
-    is_trained = "state_sha256" in workdir.recorded(directory)
+    is_trained = _is_trained(directory)
     if with_training and is_trained and _is_evaluated(config, directory):
         return
     experiment = build(config)
@@ -98,10 +172,18 @@ def _run_member(config: ConfigDict, directory: Path, *, with_training: bool) -> 
     evaluate.run(config, experiment, directory)
 
 
+def _report(config: ConfigDict, directory: Path, runs: list[Path]) -> None:
+    cluster.from_main(partial(_REPORTS[config.report], directory, runs))
+
+
+def _is_trained(directory: Path) -> bool:
+    return "state_sha256" in workdir.recorded(directory)
+
+
 def _is_evaluated(config: ConfigDict, directory: Path) -> bool:
-    path = directory / "evaluation.json"
     settings = json.loads(json.dumps(config_lib.resolved(config)["evaluate"]))
-    return path.exists() and json.loads(path.read_text())["settings"] == settings
+    found = workdir.read_json(directory / "evaluation.json")
+    return found is not None and found["settings"] == settings
 
 
 def expand(sweep: str) -> list[tuple[str, dict[str, Any]]]:

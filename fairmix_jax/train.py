@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fairmix_jax import class_statistics, sharding
+from fairmix_jax import class_statistics, cluster, sharding
 from fairmix_jax.checkpoint import Checkpoints, digest
 from fairmix_jax.config import resolved
 from fairmix_jax.data import batches
@@ -30,23 +30,27 @@ def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
     Guarantees: a run that is stopped at any moment, by any signal, and run again ends in
     the same state, bit for bit, as a run left alone on the same number of cores and
     devices; on GPU only under `XLA_FLAGS=--xla_gpu_deterministic_ops=true`, since XLA's
-    gradients there are not deterministic otherwise. The test set is not touched.
+    gradients there are not deterministic otherwise. The test set is not touched. Of several
+    processes all call this; they save and stop at the same step.
 
     Raises:
-      Interrupted: SIGTERM or SIGINT came; everything is saved.
+      Interrupted: SIGTERM or SIGINT came, to any process; everything is saved.
       UsageError: the config cannot be built.
       FloatingPointError: the loss is no longer finite.
     """
     mesh, batch_size = _mesh(config), config.batch_size
-    split = jax.device_put(batches.to_device(experiment.train), sharding.replicated(mesh))
-    steps_per_epoch = len(split.labels) // batch_size
+    feed = batches.feed(experiment.train, mesh)
+    num_images = len(experiment.train.labels)
+    steps_per_epoch = num_images // batch_size
     total_steps = steps_per_epoch * config.total_epochs
     init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
     trainer = assemble(config, experiment, total_steps=total_steps, key=init_key)
     num_classes = len(experiment.dataset.class_names)
     nothing = StepMetrics(jnp.zeros(()), class_statistics.zeros(num_classes))
     template = (trainer.initial_state, nothing)
-    draws = Draws(trainer.rule, order_key, batches.by_class(split.labels, num_classes))
+    by_class = batches.by_class(experiment.train.labels, num_classes)
+    draws = Draws(trainer.rule, order_key, by_class)
+    vote = cluster.StopVote(mesh)
 
     with (
         Checkpoints(workdir / "checkpoints" / "state", max_to_keep=2) as saved,
@@ -61,10 +65,8 @@ def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
             return digest(state)
         if step:
             console.print(f"resuming at step {step} of {total_steps}")
-        state, totals, step_key = jax.device_put(
-            (state, totals, step_key), sharding.replicated(mesh)
-        )
-        train_step = compile_step(trainer.train_step, state, split, batch_size, step_key, mesh)
+        state, totals, step_key = sharding.on_each(mesh, (state, totals, step_key))
+        train_step = compile_step(trainer.train_step, state, feed, batch_size, step_key)
         _announce(config, mesh)
         progress = TrainProgress(
             first_step=step,
@@ -75,26 +77,29 @@ def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
         with progress, EpochEnd(config, experiment, trainer, workdir, step, mesh) as epoch_end:
             while step < total_steps:
                 epoch = step // steps_per_epoch
-                order = batches.epoch_order(order_key, epoch, size=len(split.labels))
+                order = batches.epoch_order(order_key, epoch, size=num_images)
                 rows = np.asarray(order, np.int32)[: steps_per_epoch * batch_size]
                 for batch_rows in rows.reshape(-1, batch_size)[step % steps_per_epoch :]:
                     if draws.are_needed:
                         batch_rows = draws(state, step, batch_size)
-                    batch = sharding.spread(batches.take(split, batch_rows, batch_size), mesh)
+                    batch = feed.take(batch_rows, batch_size)
                     state, measured = train_step(state, batch, step_key)
                     totals, step = _add(totals, measured), step + 1
                     progress.advance(step)
-                    if stop.received:
+                    if is_told := vote(bool(stop.received)):
                         break
                 is_epoch_over = step % steps_per_epoch == 0
                 if is_epoch_over:
                     state = epoch_end(state, totals, epoch + 1, progress)
                     totals = nothing
                 is_due = is_epoch_over and (epoch + 1) % config.checkpoint.every_epochs == 0
-                if is_due or stop.received or step == total_steps:
+                if step == total_steps:
+                    is_told |= vote.last(bool(stop.received))
+                if is_due or is_told or step == total_steps:
                     saved.save(step, (state, totals))
-                if stop.received and step < total_steps:
-                    raise Interrupted(f"{stop.received}: saved at step {step} of {total_steps}")
+                if is_told:
+                    reason = stop.received or "told to stop"
+                    raise Interrupted(f"{reason}: saved at step {step} of {total_steps}")
     return digest(state)
 
 
@@ -158,20 +163,20 @@ def _announce(config: ConfigDict, mesh: Mesh) -> None:
 def compile_step(
     train_step: TrainStep,
     state: TrainState,
-    split: batches.DeviceSplit,
+    feed: batches.Feed,
     batch_size: int,
     key: Key,
-    mesh: Mesh,
 ) -> TrainStep:
     """Compiles ahead of time, so that the run has one shape and the wait is announced."""
     start = time.perf_counter()
-    batch = batches.take(split, np.arange(batch_size, dtype=np.int32), batch_size)
-    batch = sharding.spread(batch, mesh)
-    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    batch = feed.take(np.arange(batch_size, dtype=np.int32), batch_size)
+    whole = sharding.replicated(feed.mesh)
+    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=whole)
     compiled = jitted.lower(state, batch, key).compile()
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    num_images = len(feed.split.labels)
     console.print(
         f"compiled the training step in {time.perf_counter() - start:.1f} s "
-        f"({size:,} parameters, {len(split.labels):,} training images, batches of {batch_size})"
+        f"({size:,} parameters, {num_images:,} training images, batches of {batch_size})"
     )
     return compiled

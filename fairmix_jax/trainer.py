@@ -1,7 +1,6 @@
 """From a config to the pure parts of a run."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from fairmix_jax import evaluate, mixing, optim, plugins
+from fairmix_jax import cluster, evaluate, mixing, optim, plugins, workdir
 from fairmix_jax.checkpoint import Checkpoints
 from fairmix_jax.data import batches
 from fairmix_jax.errors import UsageError
@@ -83,7 +82,7 @@ def hot_start(config: ConfigDict, experiment: Experiment) -> Weights | None:
     _require_unseen(config, Path(chosen.workdir))
     directory = Path(chosen.workdir) / "checkpoints" / chosen.weights
     template, restored = evaluate.weights_template(experiment), None
-    if directory.is_dir():
+    if cluster.from_main(directory.is_dir):
         with Checkpoints(directory, max_to_keep=1) as checkpoints:
             restored = checkpoints.restore_latest(template) if checkpoints.fits(template) else None
     if restored is None:
@@ -96,10 +95,10 @@ def hot_start(config: ConfigDict, experiment: Experiment) -> Weights | None:
 
 def _require_unseen(config: ConfigDict, source: Path) -> None:
     """Validation parts of one data set are nested, so the larger one holds the smaller."""
-    path = source / "config.json"
-    if not path.exists():
+    recorded = workdir.read_json(source / "config.json")
+    if recorded is None:
         return
-    theirs = ConfigDict(json.loads(path.read_text())).data
+    theirs = ConfigDict(recorded).data
     is_same = (theirs.name, theirs.num_train) == (config.data.name, config.data.num_train)
     if is_same and theirs.val_fraction < config.data.val_fraction:
         raise UsageError(

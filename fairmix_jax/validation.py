@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fairmix_jax import attacks, class_statistics, sharding
+from fairmix_jax import attacks, class_statistics
 from fairmix_jax.data import batches
 from fairmix_jax.experiment import Experiment
 from fairmix_jax.types import (
@@ -64,10 +64,8 @@ class Validator:
         base_batch_size: int,
         mesh: Mesh,
     ):
-        self._mesh = mesh
         self._seed, self._batch_size, self._base_batch_size = seed, batch_size, base_batch_size
-        split = batches.to_device(experiment.validation)
-        self._split = jax.device_put(split, sharding.replicated(mesh))
+        self._feed = batches.feed(experiment.validation, mesh)
         self._num_classes = len(experiment.dataset.class_names)
         attack = partial(
             attacks.pgd,
@@ -84,7 +82,7 @@ class Validator:
     @property
     def is_empty(self) -> bool:
         """Whether there is no validation set."""
-        return not len(self._split.labels)
+        return not len(self._feed.split.labels)
 
     def counts(self, weights: Weights) -> Measured:
         """Returns clean and robust counts."""
@@ -106,10 +104,7 @@ class Validator:
 
     def _sum(self, counter, weights: Weights, batch_size: int):
         key = jax.random.key(self._seed)
-        parts = [
-            counter(weights, sharding.spread(batch, self._mesh), key)
-            for batch in batches.in_order(self._split, batch_size)
-        ]
+        parts = [counter(weights, batch, key) for batch in self._feed.in_order(batch_size)]
         return jax.tree.map(lambda *sums: np.sum(np.stack(sums), axis=0), *parts)
 
 

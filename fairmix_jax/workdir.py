@@ -1,11 +1,19 @@
-"""The folder of a run: what it was asked to do and where it came from."""
+"""The folder of a run: what it was asked to do and where it came from.
+
+Of several processes all call these functions, and the main one reads and writes.
+"""
 
 import datetime
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +21,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from fairmix_jax import cluster
 from fairmix_jax.config import flatten, resolved
 from fairmix_jax.errors import UsageError
 from fairmix_jax.export import write_json
@@ -20,7 +29,7 @@ from fairmix_jax.export import write_json
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 _MAY_CHANGE = (
     "evaluate.", "checkpoint.", "data.dir", "num_devices", "sweep", "report", "benchmark.",
-    "compile.",
+    "compile.", "launch.",
 )  # fmt: skip
 
 
@@ -33,6 +42,10 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     Raises:
       UsageError: `workdir` belongs to a run of another config; names the first difference.
     """
+    cluster.from_main(partial(_claim, workdir, config))
+
+
+def _claim(workdir: Path, config: ConfigDict) -> None:
     path = workdir / "config.json"
     new = resolved(config)
     if path.exists():
@@ -48,15 +61,59 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     write_json(path, new)
 
 
+@contextmanager
+def held(workdir: Path, *, patience: float = 20.0) -> Generator[None]:
+    """Keeps other runs out of `workdir` while it lasts; a killed run holds nothing.
+
+    Raises:
+      UsageError: another run has not left it after `patience` seconds.
+    """
+    files = cluster.from_main(partial(_lock, workdir, patience)) and _LOCKS
+    try:
+        yield
+    finally:
+        if files and (file := files.pop(workdir, None)):
+            file.close()
+
+
+_LOCKS: dict[Path, Any] = {}
+
+
+def _lock(workdir: Path, patience: float) -> bool:
+    file, deadline = (workdir / ".lock").open("w"), time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                file.close()
+                raise UsageError(
+                    f"workdir={str(workdir)!r} is in use by another run; wait for it, or give "
+                    "another --workdir"
+                ) from error
+            time.sleep(0.2)
+        except OSError:
+            break  # a file system without locks
+        else:
+            break
+    _LOCKS[workdir] = file
+    return True
+
+
 def record(workdir: Path, **facts: Any) -> None:
     """Adds facts to `run.json`, beside versions, device, command and commit of this process."""
-    write_json(workdir / "run.json", recorded(workdir) | provenance() | facts)
+    content = recorded(workdir) | provenance() | facts
+    cluster.from_main(lambda: write_json(workdir / "run.json", content))
 
 
 def recorded(workdir: Path) -> dict[str, Any]:
     """Returns the content of `run.json`, empty if there is none."""
-    path = workdir / "run.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(workdir / "run.json") or {}
+
+
+def read_json(path: Path) -> Any:
+    """Returns the content of a JSON file, `None` if there is none."""
+    return cluster.from_main(lambda: json.loads(path.read_text()) if path.exists() else None)
 
 
 def provenance() -> dict[str, Any]:
@@ -67,6 +124,7 @@ def provenance() -> dict[str, Any]:
         "argv": sys.argv,
         "commit": _commit(),
         "device": f"{len(devices)} x {devices[0].device_kind}",
+        "processes": jax.process_count(),
         "platform": devices[0].platform,
         "processor": _processor(),
         "python": platform.python_version(),

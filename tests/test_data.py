@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairmix_jax import data
+from fairmix_jax import data, sharding
 from fairmix_jax.data import Split, batches, digits, gaussian
 from fairmix_jax.errors import UsageError
 
@@ -68,11 +68,31 @@ def test_epoch_order_is_a_permutation_and_a_function_of_key_and_epoch():
 
 def test_batches_in_order_cover_the_split_once_with_masked_padding(rng):
     split = Split(rng.integers(0, 256, (7, 2, 2, 1), dtype=np.uint8), np.arange(7, dtype=np.int32))
-    parts = list(batches.in_order(batches.to_device(split), 3))
+    parts = list(batches.feed(split, sharding.data_mesh()).in_order(3))
     assert [part.images.shape for part in parts] == [(3, 2, 2, 1)] * 3
     kept = [part.index[part.mask].tolist() for part in parts]
     assert kept == [[0, 1, 2], [3, 4, 5], [6]]
     np.testing.assert_allclose(parts[1].images, split.images[3:6] / 255, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [4, 5])
+def test_batches_taken_from_memory_are_those_taken_from_the_device(size, rng):
+    """Two devices: a batch of five is on each."""
+    images = rng.integers(0, 256, (9, 2, 2, 1), dtype=np.uint8)
+    split, mesh = Split(images, np.arange(9, dtype=np.int32)), sharding.data_mesh()
+    rows = rng.permutation(9)[:size].astype(np.int32)
+    there = batches.feed(split, mesh).take(rows, 3)
+    for ours, theirs in zip(batches.Feed(split, mesh).take(rows, 3), there, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
+    assert there.images.sharding.is_fully_replicated == (size == 5)
+
+
+def test_rows_of_a_device_are_its_part_of_the_batch():
+    mesh = sharding.data_mesh()
+    for size, expected in ((6, [0, 1, 2, 3, 4, 5]), (5, [0, 1, 2, 3, 4])):
+        place = sharding.of_batch(mesh, size)
+        assert sharding.positions_here(place, size).tolist() == expected
 
 
 def test_augmentation_shifts_and_mirrors_each_image_by_itself():

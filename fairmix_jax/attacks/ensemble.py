@@ -11,10 +11,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
+from fairmix_jax import cluster
 from fairmix_jax.attacks import pool as pools
 from fairmix_jax.attacks.crew import Crew, Gauge, drain
 from fairmix_jax.attacks.ledger import CLEAN, ROBUST, Journal, Ledger, digest
-from fairmix_jax.attacks.report import AttackReport
+from fairmix_jax.attacks.report import AttackReport, merged
 from fairmix_jax.attacks.stepwise import Randomized, Stepwise, misclassified, partial_of
 from fairmix_jax.types import Key, LogitsFn, ThreatModel
 
@@ -86,9 +87,11 @@ def ensemble(
         of the run, which may change its adversarial image, never a verdict.
       compact: whether broken images make room for others at once; without, they do so
         between batches only.
-      devices: to share the work; all local ones if `None`.
+      devices: to share the work. All if `None`: of several processes, which all call this,
+        each then attacks its share of the images, and all return the whole report.
       workdir: where to save the work under way, so that the same call goes on after an
         interruption, to the same result; nothing is saved if `None`. Emptied at the end.
+        Several processes save apart, and go on if there are as many again.
       save_seconds: how often.
       on_progress: called now and then.
       notes: for the report.
@@ -100,6 +103,12 @@ def ensemble(
     images, labels = checked(images, labels, threat)
     index = _rows("index", np.arange(len(images)) if index is None else index, labels)
     candidates = _rows("candidates", True if candidates is None else candidates, labels)
+    if devices is None and jax.process_count() > 1:
+        return _together(
+            logits_fn, images, labels, index, candidates, workdir, threat=threat, attacks=attacks,
+            seed=seed, batch_size=batch_size, search=search, early_exit=early_exit,
+            compact=compact, save_seconds=save_seconds, on_progress=on_progress, notes=notes,
+        )  # fmt: skip
     root, apply = jax.random.key(seed), partial_of(logits_fn)
     logits = _logits(apply, images, index, root, batch_size)
     _check_labels(labels, logits.shape[1])
@@ -142,6 +151,25 @@ def ensemble(
     journal.discard()
     final = _logits(apply, ledger.adversarial, index, root, batch_size)
     return _report(ledger, attacks, labels, logits, final, threat, notes)
+
+
+def _together(
+    logits_fn: Any, images: np.ndarray, labels: np.ndarray, index: np.ndarray,
+    candidates: np.ndarray, workdir: Path | str | None, **options: Any,
+) -> AttackReport:  # fmt: skip
+    """Each process attacks its share on its own devices; returns the whole report in all."""
+    mine = cluster.share(len(labels))
+    rows = mine if len(mine) else np.zeros(1, int)
+    if workdir is not None:
+        workdir = Path(workdir) / f"process-{jax.process_index()}-of-{jax.process_count()}"
+
+    def own() -> AttackReport:
+        return ensemble(
+            logits_fn, images[rows], labels[rows], index=index[rows], candidates=candidates[rows],
+            devices=jax.local_devices(), workdir=workdir, **options,
+        )  # fmt: skip
+
+    return merged(cluster.from_each(own), len(labels))
 
 
 def _rows(name: str, given: Any, labels: np.ndarray) -> np.ndarray:

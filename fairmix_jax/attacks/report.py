@@ -1,9 +1,12 @@
 """What an ensemble of attacks found: one record per image, and its summary class by class."""
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fairmix_jax import cluster
 from fairmix_jax.types import ThreatModel
 
 
@@ -56,6 +59,41 @@ class AttackReport(NamedTuple):
     def robust_accuracy(self) -> float:
         """The share of all images that is robust."""
         return float(np.mean(self.robust))
+
+
+def merged(reports: Sequence[AttackReport], num_images: int) -> AttackReport:
+    """Returns one report of what processes found on their shares of `num_images` images.
+
+    Image `i` is in the report `i % P`, in order; of fewer images than processes, the rest is
+    ignored. Times are those of the slowest; the curve has the survivors of all at any time.
+    """
+
+    def whole(name: str, axis: int = 0) -> np.ndarray:
+        parts = [np.moveaxis(getattr(report, name), axis, 0) for report in reports]
+        parts = [part for part, _ in zip(parts, range(num_images), strict=False)]
+        return np.moveaxis(cluster.dealt(parts), 0, axis)
+
+    arrays = ("robust", "adversarial", "broken_by", "labels", "predictions", "non_finite")
+    facts: dict[str, Any] = {name: whole(name) for name in arrays}
+    facts |= {name: whole(name, axis=1) for name in ("forward_passes", "gradient_passes")}
+    used = reports[:num_images]
+    return reports[0]._replace(
+        **facts,
+        unconfirmed=sum(report.unconfirmed for report in used),
+        seconds=tuple(np.max([report.seconds for report in reports], axis=0).tolist()),
+        compile_seconds=max(report.compile_seconds for report in reports),
+        curve=_common_curve([report.curve for report in used]),
+    )
+
+
+def _common_curve(curves: Sequence[np.ndarray]) -> np.ndarray:
+    """The survivors of all whenever those of one became fewer."""
+    moments = sorted({tuple(point) for curve in curves for point in curve[:, :2].tolist()})
+    totals = np.zeros(len(moments))
+    for curve in curves:
+        known = [tuple(point) for point in curve[:, :2].tolist()]
+        totals += curve[[bisect_right(known, moment) - 1 for moment in moments], 2]
+    return np.column_stack([moments, totals])
 
 
 def class_counts(report: AttackReport) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Batches of a split held on the device, and augmentation there."""
+"""Batches of a split, held on the device where one process has them all, and augmentation."""
 
 import functools
 from collections.abc import Iterator
@@ -7,7 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from fairmix_jax import sharding
 from fairmix_jax.data import Split
 from fairmix_jax.types import Array, Batch, Key
 
@@ -38,10 +40,53 @@ def take(split: DeviceSplit, rows: Array, size: Array) -> Batch:
       rows: `[B]` int32 positions.
       size: `[]`, how many of the rows count; the rest is masked.
     """
-    images = split.images[rows]
+    return _batch(split.images[rows], split.labels[rows], rows, size)
+
+
+@jax.jit
+def _batch(images: Array, labels: Array, rows: Array, size: Array) -> Batch:
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) / 255
-    return Batch(images, split.labels[rows], rows, jnp.arange(rows.shape[0]) < size)
+    return Batch(images, labels, rows, jnp.arange(rows.shape[0]) < size)
+
+
+class Feed(NamedTuple):
+    """Batches of a split for the devices of a mesh.
+
+    One process keeps the split on all its devices. Of several, each keeps it in its own
+    memory, and a batch takes from each only the rows of its devices.
+    """
+
+    split: Split | DeviceSplit
+    mesh: Mesh
+
+    def take(self, rows: Array | np.ndarray, size: int) -> Batch:
+        """Returns the batch of examples at `rows`, as `take` does, placed on the mesh."""
+        if isinstance(self.split, DeviceSplit):
+            return sharding.spread(take(self.split, rows, size), self.mesh)
+        rows = np.asarray(rows, np.int32)
+        place = sharding.of_batch(self.mesh, len(rows))
+        mine = rows[sharding.positions_here(place, len(rows))]
+        images, labels = self.split.take(mine)
+        return _batch(*sharding.assembled(place, len(rows), (images, labels, mine)), size)
+
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """Yields the whole split in order, the last batch padded and masked.
+
+        All batches have the same size, `batch_size` or that of the split if it is smaller.
+        """
+        number = len(self.split.labels)
+        batch_size = min(batch_size, number)
+        for start in range(0, number, batch_size):
+            rows = np.minimum(np.arange(start, start + batch_size), number - 1).astype(np.int32)
+            yield self.take(rows, min(batch_size, number - start))
+
+
+def feed(split: Split, mesh: Mesh) -> Feed:
+    """Returns a split's batches for a mesh."""
+    if all(device.process_index == jax.process_index() for device in mesh.devices.flat):
+        return Feed(jax.device_put(to_device(split), sharding.replicated(mesh)), mesh)
+    return Feed(split, mesh)
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -62,8 +107,9 @@ class ClassRows(NamedTuple):
     counts: Array
 
 
-def by_class(labels: Array, num_classes: int) -> ClassRows:
+def by_class(labels: Array | np.ndarray, num_classes: int) -> ClassRows:
     """Returns the rows of labels `[N]` sorted by class."""
+    labels = jnp.asarray(labels)
     rows = jnp.argsort(labels, stable=True).astype(jnp.int32)
     return ClassRows(rows, jnp.bincount(labels, length=num_classes).astype(jnp.int32))
 
@@ -86,18 +132,6 @@ def draw(key: Key, classes: ClassRows, frequencies: Array, *, size: int) -> Arra
     counts = classes.counts[label]
     member = jax.random.randint(member_key, (size,), 0, jnp.maximum(counts, 1))
     return classes.rows[ends[label] - counts + member]
-
-
-def in_order(split: DeviceSplit, batch_size: int) -> Iterator[Batch]:
-    """Yields the whole split in order, the last batch padded and masked.
-
-    All batches have the same size, `batch_size` or that of the split if it is smaller.
-    """
-    number = len(split.labels)
-    batch_size = min(batch_size, number)
-    for start in range(0, number, batch_size):
-        rows = np.minimum(np.arange(start, start + batch_size), number - 1).astype(np.int32)
-        yield take(split, jnp.asarray(rows), jnp.asarray(min(batch_size, number - start)))
 
 
 def augment(key: Key, images: Array, *, crop_padding: int, flip: bool) -> Array:

@@ -1,0 +1,196 @@
+"""Several processes that run one program: joining them, and agreeing among them.
+
+All processes go through the same steps. Only the first, the main one, reads and writes the
+folder of a run; what it finds there, the others are told. Alone, a process is the main one
+and nothing is sent anywhere.
+"""
+
+import faulthandler
+import os
+import pickle
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from fairmix_jax import sharding
+from fairmix_jax.errors import Interrupted, UsageError
+
+HEARTBEAT_SECONDS = 30
+"""A process that is silent for so long is taken for dead, and the others end."""
+
+_ALONE = (("SLURM_NTASKS", "1"), ("OMPI_COMM_WORLD_SIZE", "1"))
+_REMEDY = (
+    "give --coordinator, --num_processes and --process_id on each, "
+    "or --num_processes=1 to run alone"
+)
+
+T = TypeVar("T")
+
+
+def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+    """Makes this process one of several, if there are several; before anything else of JAX.
+
+    Without arguments the cluster is detected by JAX: Slurm, Open MPI, Cloud TPU, GKE and,
+    with the package `kubernetes`, indexed Kubernetes jobs. Where none is found, or it has
+    one task only, the process stays alone. Under Slurm and Open MPI JAX gives each process
+    the one GPU of its local number, unless `JAX_LOCAL_DEVICE_IDS` says otherwise.
+
+    Args:
+      coordinator: `host:port` at which the first process listens, on the loopback only if
+        the host is `127.0.0.1`; empty to detect.
+      num_processes: how many there are; 0 to detect, 1 for alone.
+      process_id: which one this is, from 0; -1 to detect.
+
+    Raises:
+      UsageError: only some arguments are given, or the cluster cannot be joined.
+    """
+    given = [bool(coordinator), num_processes > 0, process_id >= 0]
+    if num_processes == 1 or (not any(given) and _is_single_task()):
+        return
+    if any(given) and not all(given):
+        raise UsageError(
+            f"coordinator={coordinator!r}, num_processes={num_processes} and process_id="
+            f"{process_id} go together; {_REMEDY}"
+        )
+    if all(given) and process_id >= num_processes:
+        raise UsageError(f"process_id={process_id} must be below num_processes={num_processes}")
+    jax.config.update("jax_enable_preemption_service", False)  # see `StopVote`
+    options: dict[str, Any] = {}
+    if all(given):
+        options = dict(
+            coordinator_address=coordinator, num_processes=num_processes, process_id=process_id
+        )
+    if coordinator.startswith("127.0.0.1:"):
+        options["coordinator_bind_address"] = coordinator
+    try:
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            **options,
+        )
+    except Exception as error:
+        if not any(given) and "coordinator_address should be defined" in str(error):
+            return
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"the processes do not find each other ({reason}); {_REMEDY}") from error
+    faulthandler.disable()  # when another process dies JAX aborts this one, and says why
+
+
+def _is_single_task() -> bool:
+    return any(os.environ.get(name) == number for name, number in _ALONE)
+
+
+def is_main() -> bool:
+    """Whether this is the process that reads and writes the folder of the run."""
+    return jax.process_index() == 0
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """Returns in every process what `make` returns in the main one, which alone calls it.
+
+    What it raises there is raised everywhere.
+    """
+    if jax.process_count() == 1:
+        return make()
+    return _opened(_exchanged(_outcome(make) if is_main() else b"")[0])
+
+
+def from_each(make: Callable[[], T]) -> list[T]:
+    """Returns in every process what `make` returned in each of them, in their order.
+
+    If it raises anywhere, the first such exception is raised everywhere, once all are done.
+    """
+    if jax.process_count() == 1:
+        return [make()]
+    return [_opened(data) for data in _exchanged(_outcome(make))]
+
+
+def share(number: int) -> np.ndarray:
+    """Returns which of `number` things this process is to do: positions, dealt out in turns."""
+    return np.arange(jax.process_index(), number, jax.process_count())
+
+
+def dealt(parts: list[T]) -> T:
+    """Returns pytrees of arrays, one a process for its `share`, as one in the original order."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def merged(*arrays: np.ndarray) -> np.ndarray:
+        total = sum(len(array) for array in arrays)
+        whole = np.empty((total, *arrays[0].shape[1:]), arrays[0].dtype)
+        for number, array in enumerate(arrays):
+            whole[number :: len(arrays)] = array
+        return whole
+
+    return jax.tree.map(merged, *parts)
+
+
+def _outcome(make: Callable[[], Any]) -> bytes:
+    try:
+        found = make(), None
+    except (Exception, Interrupted) as error:  # raised again in every process
+        found = None, error
+    try:
+        return pickle.dumps(found)
+    except Exception:
+        return pickle.dumps((None, RuntimeError(f"{type(found[1]).__name__}: {found[1]}")))
+
+
+def _opened(data: bytes) -> Any:
+    value, error = pickle.loads(data)
+    if error is not None:
+        raise error
+    return value
+
+
+def _exchanged(data: bytes) -> list[bytes]:
+    """What each process gave."""
+    sizes = np.ravel(multihost_utils.process_allgather(np.asarray([len(data)], np.int32)))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(data)] = np.frombuffer(data, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
+    return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+
+class StopVote:
+    """All processes stop at the same step when one of them is told to.
+
+    Each says at every step whether it wants to. Devices add that up beside the training
+    steps, and the sum is read two steps later, so nothing waits for it. Alone, a process has
+    its way at once.
+
+    `jax.experimental.multihost_utils.reached_preemption_sync_point` serves the same end, but
+    takes SIGTERM away from Python for good, also in evaluation, where nothing calls it.
+    """
+
+    _LAG = 2
+
+    def __init__(self, mesh: Mesh):
+        """Starts a vote among the processes of a mesh of all devices."""
+        self._place = sharding.along_batch(mesh)
+        self._any = jax.jit(jnp.any, out_shardings=sharding.replicated(mesh))
+        self._size, self._sums = mesh.size, deque()
+
+    def __call__(self, wants: bool) -> bool:
+        """Says whether all are to stop now; called by all, once a step."""
+        if jax.process_count() == 1:
+            return wants
+        self._sums.append(self._sum(wants))
+        return len(self._sums) > self._LAG and bool(self._sums.popleft())
+
+    def last(self, wants: bool) -> bool:
+        """Says whether anyone has wanted to stop since it was last answered."""
+        if jax.process_count() == 1:
+            return wants
+        return any([bool(votes) for votes in (*self._sums, self._sum(wants))])
+
+    def _sum(self, wants: bool) -> jax.Array:
+        here = len(self._place.addressable_devices)
+        flags = np.full(here, wants)
+        return self._any(jax.make_array_from_process_local_data(self._place, flags, (self._size,)))

@@ -18,6 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.total_epochs = 30
     config.batch_size = 128
     config.num_devices = 0  # that share a batch; 0: all
+    config.num_parts = 1  # of a batch, one after another, their gradients averaged
 
     config.data = _section("data", "digits")
     config.data.dir = ""  # where TFDS keeps its data; empty: TFDS_DATA_DIR
@@ -106,6 +107,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # --mode=compile: for TPUs that need not be here.
     config.compile = ConfigDict()
     config.compile.topology = ""  # e.g. v5e:2x4, v5e:16x16, v5p:2x2x4
+    config.compile.largest_batch = True  # look for it, by compiling a few more
 
     # --backend=ray|slurm: what each run is given there, see engines.Launch.
     config.launch = ConfigDict(engines.Launch()._asdict())

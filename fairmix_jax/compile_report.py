@@ -4,54 +4,49 @@ XLA's compiler for TPUs (libtpu) needs no TPU: it says what a program needs of a
 the chips tell each other, and refuses what does not fit.
 """
 
-import os
-import time
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-from jax.experimental import topologies
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fairmix_jax import evaluate_batchwise, sharding, study, suite, trainer
-from fairmix_jax.collectives import Collective, collectives
+from fairmix_jax import (
+    compile_tables,
+    cost_model,
+    evaluate_batchwise,
+    sharding,
+    study,
+    suite,
+    tpu,
+    trainer,
+)
+from fairmix_jax.attacks import crew
+from fairmix_jax.attacks.autoattack import members
+from fairmix_jax.attacks.stepwise import partial_of
 from fairmix_jax.config import resolved
 from fairmix_jax.errors import UsageError
 from fairmix_jax.evaluate import logits_partial, weights_template
 from fairmix_jax.experiment import Experiment, build
 from fairmix_jax.export import write_json
 from fairmix_jax.progress import console
-from fairmix_jax.tables import Table, markdown, rich_table
+from fairmix_jax.tables import markdown, rich_table
+from fairmix_jax.tpu import Compiled, DoesNotFit
 from fairmix_jax.types import Batch, TrainState
 
-_MIB = 2**20
-
-
-class Compiled(NamedTuple):
-    """What the compiler says of a program; numbers are those of one chip.
-
-    Attributes:
-      seconds: to compile.
-      arguments, temporaries: bytes in the chip's memory, and those it needs on the way.
-      flops: with loop bodies counted once, as the compiler does.
-      found: its collectives.
-    """
-
-    seconds: float
-    arguments: int
-    temporaries: int
-    flops: float
-    found: list[Collective]
+_MOST_IMAGES = 2**20
 
 
 def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
-    """Compiles the training step and the evaluations of a config for `compile.topology`.
+    """Compiles the training step, evaluations and attacks of a config for `compile.topology`.
 
-    Writes `compile.json` and `compile.md` in `directory` and prints the table. FLOPs of a
-    training step count every attack step: the step is compiled without any as well, and what
-    one adds is multiplied.
+    Writes `compile.json` and `compile.md` in `directory` and prints the tables. FLOPs and
+    bytes of a training step count every attack step: the step is compiled without any as
+    well, and what one adds is multiplied. With `compile.largest_batch` batches are doubled
+    and then guessed from the memory they need, until one fits and a larger one does not.
 
     Returns: the content of `compile.json`.
 
@@ -61,7 +56,7 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
     """
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot read TPU programs back
-    devices = _devices(config.compile.topology)
+    devices = tpu.devices(config.compile.topology)
     mesh = sharding.data_mesh(devices)
     if config.batch_size % mesh.size or config.evaluate.batch_size % mesh.size:
         raise UsageError(
@@ -69,52 +64,67 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
             f"{config.evaluate.batch_size} do not both divide among the {mesh.size} chips of "
             f"compile.topology={config.compile.topology!r}; give multiples of {mesh.size}"
         )
-    experiment = build(config)
-    console.print(f"{mesh.size} x {devices[0].device_kind}, compiling for each program ...")
-    step = _training_step(config, experiment, mesh)
-    found = {"training step": step}
-    for named in suite.parse(config.evaluate.attacks):
-        if named.kind != "ensemble":
-            found[f"evaluation, {named.name}"] = _evaluation(named, config, experiment, mesh)
-    bare = _training_step(study.override(config, {"attack.num_steps": 0}), experiment, mesh)
-    steps = config.attack.num_steps
+    smallest = study.override(config, {"batch_size": config.mixing.num_groups})
+    experiment = build(smallest)  # a batch for many chips may be larger than the data set
+    kind = devices[0].device_kind
+    console.print(f"{mesh.size} x {kind}, compiling for each program ...")
+    try:
+        step = _training_step(config, experiment, mesh)
+        found = {"training step": step} | _evaluations(config, experiment, mesh)
+        bare = _training_step(study.override(config, _WITHOUT_ATTACK), experiment, mesh)
+    except DoesNotFit as error:
+        raise UsageError(
+            f"batch_size={config.batch_size} or evaluate.batch_size={config.evaluate.batch_size} "
+            f"does not fit {config.compile.topology}: {error}; give smaller ones or more chips"
+        ) from error
     content = {
         "topology": config.compile.topology,
         "chips": mesh.size,
-        "device_kind": devices[0].device_kind,
+        "device_kind": kind,
         "batch_size": config.batch_size,
-        "training_step_flops": bare.flops + steps * (step.flops - bare.flops),
+        "evaluate_batch_size": config.evaluate.batch_size,
+        "training_step": _whole_step(config.attack.num_steps, bare, step),
+        "predicted": _predicted(config, experiment, mesh),
         "programs": {
             name: program._asdict() | {"found": [c._asdict() for c in program.found]}
             for name, program in found.items()
         },
     }
-    table = _table(config, found, content)
+    if config.compile.largest_batch:
+        content["largest_batch"] = _largest_batch(config, experiment, mesh, step)
+    tables = compile_tables.all_of(content)
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "compile.json", content)
-    (directory / "compile.md").write_text(markdown(table) + "\n", encoding="utf-8")
-    console.print(rich_table(table))
+    text = "\n\n".join(markdown(table) for table in tables)
+    (directory / "compile.md").write_text(text + "\n", encoding="utf-8")
+    for table in tables:
+        console.print(rich_table(table))
     return content
 
 
-def _devices(topology: str) -> list[Any]:
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing here touches a chip
-    if not topology:
-        raise UsageError("compile.topology is empty; name one, e.g. v5e:2x4, v5e:16x16, v5p:2x2x4")
-    try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        if "libtpu" in reason or "not found" in reason.lower():
-            raise UsageError(
-                f"compile.topology={topology!r} needs XLA's compiler for TPUs ({reason}); "
-                "install the extra: pip install -c constraints.txt -e '.[tpu]'"
-            ) from error
-        raise UsageError(
-            f"compile.topology={topology!r} is not understood ({reason}); give e.g. v5e:2x4, "
-            "v5e:16x16 or v5p:2x2x4"
-        ) from error
+_WITHOUT_ATTACK = {"attack.num_steps": 0}
+
+
+def _whole_step(num_steps: int, bare: Compiled, step: Compiled) -> dict[str, float]:
+    """What a step costs a chip when the body of the attack's loop counts each time."""
+    return {
+        name: getattr(bare, name) + num_steps * (getattr(step, name) - getattr(bare, name))
+        for name in ("flops", "bytes")
+    }
+
+
+def _predicted(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict[str, float]:
+    weights = jax.eval_shape(lambda: weights_template(experiment))
+    images = (config.batch_size, *experiment.train.images.shape[1:])
+    forward = cost_model.work_of(
+        lambda weights, x: experiment.model.apply(*weights, x, train=True)[0],
+        weights,
+        jax.ShapeDtypeStruct(images, "float32"),
+    )
+    return {
+        "flops": cost_model.step_flops(forward, config.attack.num_steps) / mesh.size,
+        "reduced_bytes": cost_model.reduced_bytes(weights),
+    }
 
 
 def _training_step(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> Compiled:
@@ -127,7 +137,19 @@ def _training_step(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> Co
     jitted = jax.jit(step, donate_argnums=0, out_shardings=whole)
     state = _placed(jax.eval_shape(parts, key), whole)
     batch = _batch(experiment, config.batch_size, mesh)
-    return _compile(lambda: jitted.lower(state, batch, _placed(key, whole)), config)
+    return tpu.compiled(lambda: jitted.lower(state, batch, _placed(key, whole)))
+
+
+def _evaluations(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict[str, Compiled]:
+    """The programs of `evaluate.attacks`: of AutoAttack one for each of its attacks."""
+    found = {}
+    for named in suite.parse(config.evaluate.attacks):
+        if named.kind != "ensemble":
+            found[f"evaluation, {named.name}"] = _evaluation(named, config, experiment, mesh)
+            continue
+        for name, attack in members(named.version, experiment.threat).items():
+            found[f"{named.name}, {name}"] = _attack(attack, config, experiment, mesh)
+    return found
 
 
 def _evaluation(
@@ -140,14 +162,33 @@ def _evaluation(
         step_size=settings["step_size"],
         num_restarts=settings["num_restarts"],
     )
-    model = jax.eval_shape(
-        lambda: logits_partial(experiment.model.apply, weights_template(experiment))
-    )
     key = jax.eval_shape(lambda: jax.random.key(0))
     scale = jax.ShapeDtypeStruct((), "float32")
-    arguments = _placed((model, key, scale), whole)
+    arguments = _placed((_model(experiment), key, scale), whole)
     batch = _batch(experiment, config.evaluate.batch_size, mesh)
-    return _compile(lambda: look.lower(arguments[0], batch, *arguments[1:]), config)
+    return tpu.compiled(lambda: look.lower(arguments[0], batch, *arguments[1:]))
+
+
+def _attack(attack: Any, config: ConfigDict, experiment: Experiment, mesh: Mesh) -> Compiled:
+    num_images = len(experiment.dataset.test.labels)
+    apply = _placed(partial_of(_model(experiment)), sharding.replicated(mesh))
+    return tpu.compiled(
+        lambda: crew.lower(
+            attack,
+            apply,
+            Mesh(np.asarray(mesh.devices), "device"),
+            image_shape=experiment.train.images.shape[1:],
+            num_classes=len(experiment.dataset.class_names),
+            num_images=-(-(config.evaluate.num_examples or num_images) // mesh.size),
+            batch_size=config.evaluate.batch_size,
+        )
+    )
+
+
+def _model(experiment: Experiment) -> Any:
+    return jax.eval_shape(
+        lambda: logits_partial(experiment.model.apply, weights_template(experiment))
+    )
 
 
 def _batch(experiment: Experiment, size: int, mesh: Mesh) -> Batch:
@@ -163,46 +204,45 @@ def _placed(tree: Any, where: Any) -> Any:
     )
 
 
-def _compile(lower: Callable[[], Any], config: ConfigDict) -> Compiled:
-    start = time.perf_counter()
-    try:
-        compiled = lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise UsageError(
-            f"batch_size={config.batch_size} does not fit {config.compile.topology}: {reason}; "
-            "give a smaller batch or more chips"
-        ) from error
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    return Compiled(
-        round(time.perf_counter() - start, 1),
-        memory.argument_size_in_bytes,
-        memory.temp_size_in_bytes,
-        float(cost.get("flops", 0.0)),
-        collectives(compiled.as_text()),
-    )
+def _largest_batch(
+    config: ConfigDict, experiment: Experiment, mesh: Mesh, step: Compiled
+) -> dict[str, int | None]:
+    """The largest batch that was seen to fit, and the smallest that was not, if any was."""
+    chip = cost_model.CHIPS.get(mesh.devices.flat[0].device_kind)
+    parts = math.lcm(mesh.size, config.mixing.num_groups, config.batch_size)
+    needs, refused = {config.batch_size: step.arguments + step.temporaries}, None
+    size: int | None = 2 * config.batch_size
+    while size is not None:
+        console.print(f"compiling with batches of {size:,} ...")
+        try:
+            larger = study.override(config, {"batch_size": size})
+            found = _training_step(larger, experiment, mesh)
+            needs[size] = found.arguments + found.temporaries
+        except DoesNotFit:
+            refused = size
+        memory = chip.memory if chip else math.inf
+        size = next_size(needs, refused, memory=memory, most=_MOST_IMAGES * mesh.size)
+        size = size and size // parts * parts
+        size = None if size in needs else size
+    return {"fits": max(needs), "refused": refused}
 
 
-def _table(config: ConfigDict, found: dict[str, Compiled], content: dict[str, Any]) -> Table:
-    rows = []
-    for name, program in found.items():
-        kinds = sorted({c.kind for c in program.found})
-        told = sum(c.num_bytes for c in program.found)
-        rows.append([
-            name, f"{program.arguments / _MIB:.1f}", f"{program.temporaries / _MIB:.1f}",
-            f"{program.flops / 1e9:.2f}", f"{len(program.found)} {', '.join(kinds)}".strip(),
-            f"{told / _MIB:.2f}", str(sum(c.in_loop for c in program.found)),
-            f"{program.seconds:.0f}",
-        ])  # fmt: skip
-    caption = (
-        f"{config.compile.topology}: {content['chips']} x {content['device_kind']}, batches of "
-        f"{config.batch_size} ({config.batch_size // content['chips']} a chip), evaluation of "
-        f"{config.evaluate.batch_size}; of one chip, GFLOP with loop bodies once; a training "
-        f"step with {config.attack.num_steps} attack steps is "
-        f"{content['training_step_flops'] / 1e9:.2f} GFLOP"
-    )
-    header = ["program", "arguments MiB", "temporaries MiB", "GFLOP", "collectives",
-              "their MiB", "in loops", "compile s"]  # fmt: skip
-    return Table(caption, header, rows)
+def next_size(
+    needs: Mapping[int, float], refused: int | None, *, memory: float, most: int
+) -> int | None:
+    """Returns the batch to try next, `None` when the limit is known to an eighth.
+
+    Args:
+      needs: of batches that fit, the bytes they need.
+      refused: the smallest that does not fit.
+      memory: bytes of a chip; need grows linearly towards it.
+      most: not to be exceeded.
+    """
+    *_, second, largest = 0, *sorted(needs)
+    if refused is not None:
+        return None if refused - largest <= largest / 8 else (largest + refused) // 2
+    if largest >= most:
+        return None
+    slope = (needs[largest] - needs.get(second, 0)) / (largest - second)
+    room = (memory - needs[largest]) / slope if slope > 0 else math.inf
+    return int(min(max(largest + min(room, 15 * largest), 1.25 * largest), most))

@@ -37,6 +37,7 @@ _RANGES = {
     "mixing.probability": (0, 1),
     "mixing.num_groups": (1, math.inf),
     "num_devices": (0, math.inf),
+    "num_parts": (1, math.inf),
     "mixing.off_epochs": (0, math.inf),
     "attack.epsilon": (0, math.inf),
     "attack.step_size": (0, math.inf),
@@ -94,6 +95,16 @@ def check(config: ConfigDict) -> None:
         raise UsageError(
             f"mixing.num_groups={config.mixing.num_groups} does not divide "
             f"batch_size={config.batch_size}; give a divisor"
+        )
+    if config.batch_size % config.num_parts:
+        raise UsageError(
+            f"num_parts={config.num_parts} does not divide batch_size={config.batch_size}; give a "
+            "divisor"
+        )
+    if config.num_parts > 1 and config.mixing.stage != "before_attack":
+        raise UsageError(
+            f"num_parts={config.num_parts} needs mixing.stage=before_attack, not "
+            f"{config.mixing.stage!r}, whose partners may lie in another part; give num_parts=1"
         )
     if config.evaluate.weights == "best" and config.data.val_fraction == 0:
         raise UsageError(

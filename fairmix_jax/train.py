@@ -134,10 +134,10 @@ def _add(a: StepMetrics, b: StepMetrics) -> StepMetrics:
 
 def _mesh(config: ConfigDict) -> Mesh:
     mesh = sharding.data_mesh(sharding.chosen_devices(config.num_devices))
-    if config.batch_size % mesh.size:
+    if config.batch_size % (mesh.size * config.num_parts):
         raise UsageError(
-            f"batch_size={config.batch_size} does not divide among {mesh.size} devices; give a "
-            "multiple, or a divisor as num_devices"
+            f"batch_size={config.batch_size} does not divide among {mesh.size} devices and "
+            f"num_parts={config.num_parts}; give a multiple, or a divisor as num_devices"
         )
     return mesh
 

@@ -147,6 +147,7 @@ def assemble(config: ConfigDict, experiment: Experiment, *, total_steps: int, ke
         mixing_steps=round(total_steps * (1 - off_epochs / total_epochs)),
         awp_gamma=config.awp.gamma,
         awp_from_step=round(total_steps * config.awp.warmup_epochs / total_epochs),
+        num_parts=config.num_parts,
     )
     params, batch_stats = experiment.model.init(key)
     _built(rule.finish, Weights(params, batch_stats))  # raises if it does not fit the model

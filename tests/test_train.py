@@ -302,6 +302,9 @@ def test_configs_that_cannot_be_built_are_named(changes, message):
         (dict(attack__norm="l7"), "attack.norm='l7' is unknown"),
         (dict(mixing__num_samples=0), "mixing.num_samples=0 is out of range"),
         (dict(mixing__num_groups=3), "mixing.num_groups=3 does not divide batch_size=40"),
+        (dict(num_parts=3), "num_parts=3 does not divide batch_size=40"),
+        (dict(num_parts=2, mixing__stage="hidden"), "num_parts=2 needs mixing.stage=before_attack"),
+        (dict(launch__asha_reduction=1), "launch.asha_reduction=1 is out of range"),
         (dict(evaluate__weights="best", data__val_fraction=0.0), "data.val_fraction"),
     ],
 )
@@ -309,3 +312,33 @@ def test_wrong_values_are_named(changes, message):
     with pytest.raises(UsageError) as raised:
         config_lib.check(tiny(**changes))
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_parts_of_a_batch_give_the_step_of_the_whole():
+    """Without batch norm and with per-example starts nothing couples examples but sums."""
+    same = dict(mixing__name="same_class", model__norm="group", data__flip=True)
+    whole, parts = (run(tiny(num_parts=number, **same)) for number in (1, 4))
+    chex.assert_trees_all_close(parts[1].params, whole[1].params, atol=1e-4)
+    chex.assert_trees_all_close(parts[2].loss, whole[2].loss, rtol=1e-4)
+    assert parts[2].statistics.counts.total.tolist() == whole[2].statistics.counts.total.tolist()
+
+
+def test_statistics_of_parts_are_those_of_ghost_batch_norm():
+    """Part `i % 2` of the batch, as group `i % 2` of a batch in that order."""
+    trainer, data = assemble(tiny(num_parts=2, base__name="standard"))
+    ghost, _ = assemble(tiny(model__norm="batch:2", base__name="standard"))
+    order = np.arange(40).reshape(20, 2).T.ravel()
+    reordered = jax.tree.map(lambda x: x[order], data[0])
+    first, second = (
+        jax.jit(t.train_step)(t.initial_state, batch, jax.random.key(0))[0]
+        for t, batch in ((trainer, data[0]), (ghost, reordered))
+    )
+    chex.assert_trees_all_close(first.batch_stats, second.batch_stats, atol=1e-6)
+    chex.assert_trees_all_close(first.params, second.params, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["dafa", "faal"])
+def test_rules_see_each_part_as_a_batch(rule):
+    _, state, metrics = run(tiny(num_parts=2, rule__name=rule, awp__gamma=0.01))
+    assert int(metrics.statistics.counts.total.sum()) == 40
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))

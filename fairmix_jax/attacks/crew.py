@@ -1,7 +1,7 @@
 """Pools on all devices: filling them, letting them work, taking the results out."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -248,6 +248,47 @@ def _advance(attack, mesh, early_exit, apply, confirm, work, pool, num_steps, fe
         )  # fmt: skip
 
     return _on_each(mesh, local, 2)(work, pool, apply, confirm, num_steps, few)
+
+
+def lower(
+    attack: Stepwise,
+    apply: Any,
+    mesh: Mesh,
+    *,
+    image_shape: Sequence[int],
+    num_classes: int,
+    num_images: int,
+    batch_size: int,
+) -> Any:
+    """Lowers the program that takes an attack's steps, for devices that need not be here.
+
+    Args:
+      attack: which.
+      apply: the model as a pytree of shapes, `(images, key) -> logits`.
+      mesh: of the devices, one axis `"device"`.
+      image_shape: `[H, W, C]`.
+      num_classes: `K`.
+      num_images: to attack, on each device.
+      batch_size: slots on each device.
+    """
+    split, whole = (NamedSharding(mesh, spec) for spec in (_SPLIT, _WHOLE))
+
+    def each(shape: Sequence[int], kind: Any) -> Any:
+        return jax.ShapeDtypeStruct((mesh.size, *shape), kind, sharding=split)
+
+    runs = attack.num_runs(num_classes)
+    work = pools.Work(
+        images=each((num_images, *image_shape), np.float32),
+        labels=each((num_images,), np.int32),
+        rivals=each((num_images, num_classes - 1), np.int32),
+        keys=each((num_images, runs, 3, 2), np.uint32),
+        epsilon=each((), np.float32),
+        size=each((), np.int32),
+    )
+    pool = jax.eval_shape(partial(_empty, attack, mesh, batch_size), work)
+    pool = jax.tree.map(lambda leaf: each(leaf.shape[1:], leaf.dtype), pool)
+    number = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
+    return _advance.lower(attack, mesh, True, apply, None, work, pool, number, number)
 
 
 @partial(jax.jit, static_argnums=0)

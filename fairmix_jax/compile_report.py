@@ -240,9 +240,9 @@ def next_size(
     """
     *_, second, largest = 0, *sorted(needs)
     if refused is not None:
-        return None if refused - largest <= largest / 8 else (largest + refused) // 2
+        return None if refused - largest <= largest / 8 else math.isqrt(largest * refused)
     if largest >= most:
         return None
     slope = (needs[largest] - needs.get(second, 0)) / (largest - second)
     room = (memory - needs[largest]) / slope if slope > 0 else math.inf
-    return int(min(max(largest + min(room, 15 * largest), 1.25 * largest), most))
+    return int(min(max(largest + min(room, 3 * largest), 1.25 * largest), most))

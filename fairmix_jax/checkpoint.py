@@ -39,7 +39,7 @@ class Checkpoints:
         self._max_to_keep = max_to_keep
         self._manager: Any = self._open() if cluster.is_main() else None
 
-    def _open(self) -> ocp.CheckpointManager:
+    def _open(self, **handlers: Any) -> ocp.CheckpointManager:
         alone = ocp.options.MultiprocessingOptions(
             primary_host=0, active_processes={0}, barrier_sync_key_prefix="main"
         )
@@ -50,7 +50,7 @@ class Checkpoints:
             multiprocessing_options=alone,
         )
         self._directory.mkdir(parents=True, exist_ok=True)
-        return ocp.CheckpointManager(self._directory, options=options)
+        return ocp.CheckpointManager(self._directory, options=options, **handlers)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -100,7 +100,7 @@ class Checkpoints:
         if step is None:
             return False
         handlers = {"tree": ocp.StandardCheckpointHandler()}
-        with ocp.CheckpointManager(self._directory, item_handlers=handlers) as manager:
+        with self._open(item_handlers=handlers) as manager:
             saved: Any = manager.item_metadata(step)
         return saved.tree is not None and _layout(saved.tree.tree) == _layout(template)
 

@@ -65,7 +65,7 @@ def main() -> None:
         reason = str(stop) or "SIGINT"
         _exit_with(f"{reason}; run the same command to go on", EXIT_INTERRUPTED)
     except Exception as error:
-        if not jax.distributed.is_initialized():
+        if not cluster.is_joined():
             raise
         _abandon(error)
 
@@ -105,7 +105,9 @@ def _run(argv: Sequence[str]) -> None:
         )
     elsewhere: dict[str, engines.Engine] = {"ray": ray.run, "slurm": slurm.run}
     engine = elsewhere.get(_BACKEND.value)
-    if engine is None:
+    if engine is not None:
+        jax.config.update("jax_platforms", "cpu")  # accelerators are for the runs
+    else:
         cluster.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         console.quiet = not cluster.is_main()
     study.run(_CONFIG.value, workdir, with_training=_MODE.value != "evaluate", engine=engine)
@@ -179,6 +181,6 @@ def _is_of_devices(error: Exception) -> bool:
 
 def _speaker() -> str:
     name = Path(sys.argv[0]).name
-    if not jax.distributed.is_initialized():
+    if not cluster.is_joined():
         return name
     return f"{name}, process {jax.process_index()} of {jax.process_count()}"

@@ -8,6 +8,8 @@ and nothing is sent anywhere.
 import faulthandler
 import os
 import pickle
+import signal
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -20,17 +22,20 @@ from jax.sharding import Mesh
 
 from fairmix_jax import sharding
 from fairmix_jax.errors import Interrupted, UsageError
+from fairmix_jax.signals import StopRequest
 
 HEARTBEAT_SECONDS = 30
 """A process that is silent for so long is taken for dead, and the others end."""
 
-_ALONE = (("SLURM_NTASKS", "1"), ("OMPI_COMM_WORLD_SIZE", "1"))
+_TASKS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+_CHUNK = 2**28
 _REMEDY = (
     "give --coordinator, --num_processes and --process_id on each, "
     "or --num_processes=1 to run alone"
 )
 
 T = TypeVar("T")
+_STATE = {"joined": False}
 
 
 def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
@@ -75,15 +80,29 @@ def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) ->
             **options,
         )
     except Exception as error:
-        if not any(given) and "coordinator_address should be defined" in str(error):
+        if not any(given) and _is_no_cluster(str(error)):
             return
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"the processes do not find each other ({reason}); {_REMEDY}") from error
     faulthandler.disable()  # when another process dies JAX aborts this one, and says why
+    _STATE["joined"] = True
 
 
 def _is_single_task() -> bool:
-    return any(os.environ.get(name) == number for name, number in _ALONE)
+    return next((os.environ[name] for name in _TASKS if name in os.environ), "") == "1"
+
+
+def _is_no_cluster(error: str) -> bool:
+    """Whether JAX found none; or did not look, being in use, and no scheduler is around."""
+    in_use = "must be called before" in error
+    return "coordinator_address should be defined" in error or (
+        in_use and not any(name in os.environ for name in (*_TASKS, "TPU_WORKER_HOSTNAMES"))
+    )
+
+
+def is_joined() -> bool:
+    """Whether this process is one of several, joined by `join`."""
+    return _STATE["joined"]
 
 
 def is_main() -> bool:
@@ -98,7 +117,7 @@ def from_main(make: Callable[[], T]) -> T:
     """
     if jax.process_count() == 1:
         return make()
-    return _opened(_exchanged(_outcome(make) if is_main() else b"")[0])
+    return _opened(_told(_outcome(make) if is_main() else b""))
 
 
 def from_each(make: Callable[[], T]) -> list[T]:
@@ -109,6 +128,25 @@ def from_each(make: Callable[[], T]) -> list[T]:
     if jax.process_count() == 1:
         return [make()]
     return [_opened(data) for data in _exchanged(_outcome(make))]
+
+
+def require_equal(what: str, value: str) -> None:
+    """Makes sure that a text is the same in all processes.
+
+    Raises:
+      UsageError: it is not; names `what` and a process.
+    """
+    for number, other in enumerate(values := from_each(lambda: value)):
+        if other != values[0]:
+            raise UsageError(
+                f"{what} of process {number} differs from that of process 0; run the same command "
+                "on the same data everywhere"
+            )
+
+
+def is_agreed(error: BaseException) -> bool:
+    """Whether an exception is one that all processes raise."""
+    return jax.process_count() == 1 or getattr(error, "is_agreed", False)
 
 
 def share(number: int) -> np.ndarray:
@@ -132,30 +170,85 @@ def dealt(parts: list[T]) -> T:
 
 
 def _outcome(make: Callable[[], Any]) -> bytes:
+    """What `make` returns or raises, as bytes that can be read back."""
     try:
-        found = make(), None
+        return _readable((make(), None))
     except (Exception, Interrupted) as error:  # raised again in every process
-        found = None, error
-    try:
-        return pickle.dumps(found)
-    except Exception:
-        return pickle.dumps((None, RuntimeError(f"{type(found[1]).__name__}: {found[1]}")))
+        error.add_note(f"in process {jax.process_index()}:\n{traceback.format_exc()}")
+        try:
+            return _readable((None, error))
+        except Exception:
+            stands_for = RuntimeError(f"{type(error).__name__}: {error}")
+            stands_for.add_note(traceback.format_exc())
+            return pickle.dumps((None, stands_for))
+
+
+def _readable(found: Any) -> bytes:
+    data = pickle.dumps(found)
+    if found[1] is not None:
+        pickle.loads(data)  # some exceptions can be written and not read
+    return data
 
 
 def _opened(data: bytes) -> Any:
     value, error = pickle.loads(data)
     if error is not None:
+        error.is_agreed = True
         raise error
     return value
 
 
+def _told(data: bytes) -> bytes:
+    """What the main process gave."""
+    with _Undisturbed():
+        size = _joined_size(multihost_utils.broadcast_one_to_all(_split_size(len(data))))
+        parts = [
+            multihost_utils.broadcast_one_to_all(_part(data, start, min(_CHUNK, size - start)))
+            for start in range(0, size, _CHUNK)
+        ]
+    return b"".join(np.asarray(part, np.uint8).tobytes() for part in parts)
+
+
 def _exchanged(data: bytes) -> list[bytes]:
     """What each process gave."""
-    sizes = np.ravel(multihost_utils.process_allgather(np.asarray([len(data)], np.int32)))
-    padded = np.zeros(sizes.max(), np.uint8)
-    padded[: len(data)] = np.frombuffer(data, np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
-    return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+    with _Undisturbed():
+        gathered = np.asarray(multihost_utils.process_allgather(_split_size(len(data))))
+        sizes = [_joined_size(row) for row in gathered.reshape(-1, 2)]
+        parts = [
+            np.asarray(
+                multihost_utils.process_allgather(
+                    _part(data, start, min(_CHUNK, max(sizes) - start))
+                ),
+                np.uint8,
+            ).reshape(len(sizes), -1)
+            for start in range(0, max(sizes), _CHUNK)
+        ]
+    whole = np.concatenate(parts, axis=1)
+    return [row[:size].tobytes() for row, size in zip(whole, sizes, strict=True)]
+
+
+def _split_size(size: int) -> np.ndarray:
+    return np.asarray(divmod(size, _CHUNK), np.int32)
+
+
+def _joined_size(pair: Any) -> int:
+    return int(pair[0]) * _CHUNK + int(pair[1])
+
+
+def _part(data: bytes, start: int, size: int) -> np.ndarray:
+    padded = np.zeros(size, np.uint8)
+    here = np.frombuffer(data[start : start + size], np.uint8)
+    padded[: len(here)] = here
+    return padded
+
+
+class _Undisturbed(StopRequest):
+    """Puts signals off: a process that left an exchange half way would hold up the others."""
+
+    def __exit__(self, *reason) -> None:
+        super().__exit__(*reason)
+        if self.received:
+            signal.raise_signal(signal.Signals[self.received])
 
 
 class StopVote:

@@ -58,13 +58,16 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot read TPU programs back
     devices = tpu.devices(config.compile.topology)
     mesh = sharding.data_mesh(devices)
-    if config.batch_size % mesh.size or config.evaluate.batch_size % mesh.size:
+    if config.batch_size % (mesh.size * config.num_parts) or (
+        config.evaluate.batch_size % mesh.size
+    ):
         raise UsageError(
-            f"batch_size={config.batch_size} and evaluate.batch_size="
-            f"{config.evaluate.batch_size} do not both divide among the {mesh.size} chips of "
-            f"compile.topology={config.compile.topology!r}; give multiples of {mesh.size}"
+            f"batch_size={config.batch_size} (in num_parts={config.num_parts}) and "
+            f"evaluate.batch_size={config.evaluate.batch_size} do not both divide among the "
+            f"{mesh.size} chips of compile.topology={config.compile.topology!r}; give multiples of "
+            f"{mesh.size}"
         )
-    smallest = study.override(config, {"batch_size": config.mixing.num_groups})
+    smallest = study.override(config, {"batch_size": _granule(config, mesh)})
     experiment = build(smallest)  # a batch for many chips may be larger than the data set
     kind = devices[0].device_kind
     console.print(f"{mesh.size} x {kind}, compiling for each program ...")
@@ -83,17 +86,18 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
         "device_kind": kind,
         "batch_size": config.batch_size,
         "evaluate_batch_size": config.evaluate.batch_size,
-        "training_step": _whole_step(config.attack.num_steps, bare, step),
+        "training_step": _whole_step(config, bare, step),
         "predicted": _predicted(config, experiment, mesh),
         "programs": {
             name: program._asdict() | {"found": [c._asdict() for c in program.found]}
             for name, program in found.items()
         },
     }
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "compile.json", content)
     if config.compile.largest_batch:
         content["largest_batch"] = _largest_batch(config, experiment, mesh, step)
     tables = compile_tables.all_of(content)
-    directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "compile.json", content)
     text = "\n\n".join(markdown(table) for table in tables)
     (directory / "compile.md").write_text(text + "\n", encoding="utf-8")
@@ -105,15 +109,27 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
 _WITHOUT_ATTACK = {"attack.num_steps": 0}
 
 
-def _whole_step(num_steps: int, bare: Compiled, step: Compiled) -> dict[str, float]:
-    """What a step costs a chip when the body of the attack's loop counts each time."""
+def _granule(config: ConfigDict, mesh: Mesh) -> int:
+    """The smallest batch that divides as the config wants it."""
+    groups = str(resolved(config)["model"].get("norm", "")).partition("batch:")[2]
+    each = math.lcm(mesh.size, int(groups) if groups.isdigit() and int(groups) else 1)
+    return math.lcm(each * config.num_parts, config.mixing.num_groups)
+
+
+def _whole_step(config: ConfigDict, bare: Compiled, step: Compiled) -> dict[str, float]:
+    """What a step costs a chip when the bodies of its loops count each time."""
+    steps = config.attack.num_steps
     return {
-        name: getattr(bare, name) + num_steps * (getattr(step, name) - getattr(bare, name))
+        name: config.num_parts
+        * (getattr(bare, name) + steps * (getattr(step, name) - getattr(bare, name)))
         for name in ("flops", "bytes")
     }
 
 
-def _predicted(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict[str, float]:
+def _predicted(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict[str, float] | None:
+    """What the cost model says, which knows PGD-AT."""
+    if config.base.name != "pgd_at" or config.awp.gamma:
+        return None
     weights = jax.eval_shape(lambda: weights_template(experiment))
     images = (config.batch_size, *experiment.train.images.shape[1:])
     forward = cost_model.work_of(
@@ -209,7 +225,7 @@ def _largest_batch(
 ) -> dict[str, int | None]:
     """The largest batch that was seen to fit, and the smallest that was not, if any was."""
     chip = cost_model.CHIPS.get(mesh.devices.flat[0].device_kind)
-    parts = math.lcm(mesh.size, config.mixing.num_groups, config.batch_size)
+    parts = _granule(config, mesh)
     needs, refused = {config.batch_size: step.arguments + step.temporaries}, None
     size: int | None = 2 * config.batch_size
     while size is not None:
@@ -223,7 +239,7 @@ def _largest_batch(
         memory = chip.memory if chip else math.inf
         size = next_size(needs, refused, memory=memory, most=_MOST_IMAGES * mesh.size)
         size = size and size // parts * parts
-        size = None if size in needs else size
+        size = None if size in needs or size == refused else size
     return {"fits": max(needs), "refused": refused}
 
 

@@ -11,8 +11,9 @@ _NUMBERS_OF_CHIPS = (8, 64, 256, 1024, 4096)
 
 
 def all_of(content: Mapping[str, Any]) -> list[Table]:
-    """Returns the programs, then what the cost model says of the training step."""
-    return [_programs(content), _model(content)]
+    """Returns the programs, then what the cost model says of a PGD-AT step."""
+    programs = _programs(content)
+    return [programs, _model(content)] if content["predicted"] else [programs]
 
 
 def _programs(content: Mapping[str, Any]) -> Table:
@@ -64,7 +65,7 @@ def _model(content: Mapping[str, Any]) -> Table:
         )
         rows.append([f"efficiency on {number:,} chips", f"{share:.1%}", "–", "–"])
     caption = (
-        f"a whole training step, every attack step counted, on {content['device_kind']} with "
+        f"a whole step of PGD-AT, every attack step counted, on {content['device_kind']} with "
         f"{content['batch_size'] // content['chips']} images a chip: the cost model of "
         "docs/scaling.md, and the compiled program"
     )

@@ -101,6 +101,18 @@ def check(config: ConfigDict) -> None:
             f"num_parts={config.num_parts} does not divide batch_size={config.batch_size}; give a "
             "divisor"
         )
+    grace = config.launch.asha_grace_epochs
+    if grace and not (config.data.val_fraction and grace < config.total_epochs):
+        raise UsageError(
+            f"launch.asha_grace_epochs={grace} needs data.val_fraction > 0 and more epochs than "
+            f"that (total_epochs={config.total_epochs}); give 0 for none"
+        )
+    groups = str(config.model.get("norm") or "").partition("batch:")[2]
+    if groups.isdigit() and int(groups) and config.batch_size // config.num_parts % int(groups):
+        raise UsageError(
+            f"model.norm='batch:{groups}' does not divide batch_size={config.batch_size} in "
+            f"num_parts={config.num_parts}; give a divisor"
+        )
     if config.num_parts > 1 and config.mixing.stage != "before_attack":
         raise UsageError(
             f"num_parts={config.num_parts} needs mixing.stage=before_attack, not "

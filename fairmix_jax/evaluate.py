@@ -75,11 +75,16 @@ def save_foreign(
     """
     if (directory / "checkpoints").exists():
         raise UsageError(f"{str(directory)!r} holds a run; give a folder of its own")
-    directory.mkdir(parents=True, exist_ok=True)
     facts = {"schema": 1, "dataset": dataset, "weights": "foreign", "method": method}
-    write_json(directory / "config.json", {"seed": seed})
+    content = facts | dict(found) | {"provenance": provenance()}
+
+    def write() -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "config.json", {"seed": seed})
+        write_json(directory / "evaluation.json", content)
+
+    cluster.from_main(write)
     record(directory)
-    write_json(directory / "evaluation.json", facts | dict(found) | {"provenance": provenance()})
 
 
 def logits_partial(apply_fn: ApplyFn, weights: Weights, dtype: Any = jnp.float32) -> Partial:

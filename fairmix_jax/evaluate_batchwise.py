@@ -179,7 +179,8 @@ def _own(
     parts, kept = [], {}
     mesh = sharding.data_mesh(jax.local_devices())
     logits_fn = sharding.on_each(mesh, logits_fn)
-    size = max(1, steps.batch_size // jax.process_count())
+    each = -(-steps.batch_size // (jax.process_count() * mesh.size))
+    size = each * mesh.size if jax.process_count() > 1 else steps.batch_size
     for batch in batches.feed(split, mesh).in_order(size):
         mask, positions = np.asarray(batch.mask), rows[np.asarray(batch.index)]
         index = sharding.spread(jnp.asarray(steps.rows[positions], jnp.int32), mesh)

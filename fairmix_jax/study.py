@@ -5,7 +5,7 @@ import itertools
 import json
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from fairmix_jax import cluster, engines, evaluate, gaussian_report, report, train, workdir
 from fairmix_jax import config as config_lib
-from fairmix_jax.errors import MembersFailed, UsageError
+from fairmix_jax.errors import Interrupted, MembersFailed, UsageError
 from fairmix_jax.experiment import build
 from fairmix_jax.export import write_json
 from fairmix_jax.progress import console
@@ -35,8 +35,8 @@ def run(
     A single run has `directory` to itself; a grid has one folder a member in it, and the
     comparison of those that are done in `directory/report`. What is trained is not trained
     again, nor evaluated unless told so. A member that fails does not stop the others:
-    `directory/sweep.json` lists it, its traceback is in `error.txt` in its folder, and
-    running the grid again tries it again.
+    `directory/sweep.json` lists it, its traceback is in `error.txt` in its folder, or in
+    `log.txt` if it ran elsewhere, and running the grid again tries it again.
 
     Args:
       config: of the run or the grid.
@@ -47,21 +47,23 @@ def run(
     Raises:
       UsageError: the sweep or the single run is not a valid config.
       MembersFailed: some members of the grid failed; raised once the rest is done.
+      Interrupted: an engine was stopped before its runs had ended.
     """
     if not config.sweep.strip():
-        workdir.claim(directory, config)
         if engine is not None:
+            workdir.claim(directory, config)
             _run_alone(config, directory, with_training, engine)
             return
         with workdir.held(directory):
+            workdir.claim(directory, config)
             _run_member(config, directory, with_training=with_training)
             _report(config, directory, [directory])
         return
     members = expand(config.sweep)
     for field in {field for _, changes in members for field in changes}:
         config_lib.get(config, field)
-    workdir.claim(directory, config)
     with workdir.held(directory):
+        workdir.claim(directory, config)
         board = _Board(directory / "sweep.json", [name for name, _ in members])
         if engine is None:
             for number, (name, changes) in enumerate(members, start=1):
@@ -72,6 +74,7 @@ def run(
         else:
             jobs = _jobs(config, members, directory, board, with_training)
             engine(jobs, directory, engines.Launch(**config.launch), board.set)
+            _require_ended(board.states.values())
         workdir.record(directory)
         done = [directory / name for name in board.names("done")]
         if done:
@@ -102,11 +105,23 @@ class _Board:
 def _run_alone(
     config: ConfigDict, directory: Path, with_training: bool, engine: engines.Engine
 ) -> None:
-    states = {}
-    job = engines.Job(directory.name, directory, with_training, config.total_epochs)
+    states: dict[str, dict[str, Any]] = {}
+    job = engines.job(
+        directory.absolute().name,
+        directory,
+        with_training=with_training,
+        total_epochs=config.total_epochs,
+    )
     engine([job], directory, engines.Launch(**config.launch), states.__setitem__)
-    if states[job.name]["status"] != "done":
-        raise MembersFailed(f"{states[job.name]['error']} (see {directory / 'log.txt'})")
+    state = states.get(job.name, {"status": "waiting"})
+    if state["status"] == "failed":
+        raise MembersFailed(f"{state['error']} (see {directory / 'log.txt'})")
+    _require_ended([state])
+
+
+def _require_ended(states: Iterable[dict[str, Any]]) -> None:
+    if left := [state for state in states if state["status"] in ("waiting", "running")]:
+        raise Interrupted(f"{len(left)} runs have not ended")
 
 
 def _jobs(
@@ -116,7 +131,7 @@ def _jobs(
     board: _Board,
     with_training: bool,
 ) -> list[engines.Job]:
-    """The members that are to run; what cannot be built has failed."""
+    """The members that are to run: not those that are done, failed to build or were stopped."""
     jobs = []
     for name, changes in members:
         path = directory / name
@@ -126,10 +141,12 @@ def _jobs(
         except UsageError as error:
             board.set(name, _failed(path, error))
             continue
+        is_stopped = board.states[name]["status"] == "stopped" and config.launch.asha_grace_epochs
         if with_training and _is_trained(path) and _is_evaluated(member, path):
             board.set(name, {"status": "done"})
-        else:
-            jobs.append(engines.Job(name, path, with_training, member.total_epochs))
+        elif not (with_training and is_stopped):
+            epochs = member.total_epochs
+            jobs.append(engines.job(name, path, with_training=with_training, total_epochs=epochs))
     return jobs
 
 
@@ -140,14 +157,17 @@ def _try_member(
     start = time.monotonic()
     try:
         member = override(config, changes)
-        workdir.claim(path, member)
         with workdir.held(path):
+            workdir.claim(path, member)
             _run_member(member, path, with_training=with_training)
             if config.report == "classes":
                 cluster.from_main(partial(report.write, path, [path], show=False))
     except Exception as error:  # whatever it is, the other members are not to blame
+        if not (cluster.is_agreed(error) or isinstance(error, (UsageError, FloatingPointError))):
+            raise  # of this process only: the others are waiting for it in vain
         return cluster.from_main(partial(_failed, path, error))
-    (path / "error.txt").unlink(missing_ok=True)
+    if cluster.is_main():
+        (path / "error.txt").unlink(missing_ok=True)
     return {"status": "done", "seconds": round(time.monotonic() - start, 1)}
 
 

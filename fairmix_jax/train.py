@@ -39,6 +39,7 @@ def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
       FloatingPointError: the loss is no longer finite.
     """
     mesh, batch_size = _mesh(config), config.batch_size
+    cluster.require_equal("the training set", digest(experiment.train.labels))
     feed = batches.feed(experiment.train, mesh)
     num_images = len(experiment.train.labels)
     steps_per_epoch = num_images // batch_size
@@ -93,10 +94,10 @@ def fit(config: ConfigDict, experiment: Experiment, workdir: Path) -> str:
                     state = epoch_end(state, totals, epoch + 1, progress)
                     totals = nothing
                 is_due = is_epoch_over and (epoch + 1) % config.checkpoint.every_epochs == 0
-                if step == total_steps:
-                    is_told |= vote.last(bool(stop.received))
                 if is_due or is_told or step == total_steps:
                     saved.save(step, (state, totals))
+                if step == total_steps:
+                    is_told |= vote.last(bool(stop.received))
                 if is_told:
                     reason = stop.received or "told to stop"
                     raise Interrupted(f"{reason}: saved at step {step} of {total_steps}")

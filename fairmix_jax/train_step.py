@@ -104,7 +104,7 @@ def make_train_step(
             gamma = jnp.where(state.step < awp_from_step, 0.0, awp_gamma)
             where = awp.perturb(where, jax.grad(plain_loss)(where), gamma=gamma)
         gradient, rest = jax.grad(loss_fn, has_aux=True)(where)
-        return (gradient, where), rest
+        return (gradient, where if awp_gamma else ()), rest
 
     def train_step(state: TrainState, batch: Batch, key: Key) -> tuple[TrainState, StepMetrics]:
         augment_key, mixing_key, base_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
@@ -116,6 +116,7 @@ def make_train_step(
         (gradient, where), (metrics, batch_stats, rule_state) = _accumulated(
             partial(of_part, state), num_parts, state.rule_state, inputs, batch, base_key
         )
+        where = where if awp_gamma else state.params
         updates, opt_state = tx.update(gradient, state.opt_state, where)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
@@ -136,7 +137,9 @@ def _accumulated(
     of_part: Callable[..., Any], num_parts: int, rule_state: Any, inputs: StepInput, batch: Batch,
     key: Key,
 ) -> Any:  # fmt: skip
-    """What `of_part` gives of the parts of a batch: sums of metrics, means of the rest.
+    """What `of_part` gives of the parts of a batch: means, but sums of metrics.
+
+    The rule's state goes from part to part.
 
     Example `i` belongs to part `i % num_parts`, so that on several devices every part lies on
     all of them and nothing moves. Its random start is that in the whole batch.

@@ -82,6 +82,8 @@ class TrainingAttack:
         loss, compare = objective(loss), inputs.targets if compare is None else compare
         if self.targets is not None:
             target_key, key = jax.random.split(key)
+            if inputs.index is not None:  # a part of a batch, with the key of the whole
+                target_key = jax.random.fold_in(target_key, inputs.index[0])
             probabilities = jax.nn.softmax(network(inputs.images, train=False)[0])
             loss, compare = (
                 _towards(loss),

@@ -42,6 +42,8 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     Raises:
       UsageError: `workdir` belongs to a run of another config; names the first difference.
     """
+    mine = {k: v for k, v in flatten(resolved(config)) if not k.startswith(_MAY_CHANGE)}
+    cluster.require_equal("the config", json.dumps(mine, sort_keys=True, default=str))
     cluster.from_main(partial(_claim, workdir, config))
 
 
@@ -68,18 +70,17 @@ def held(workdir: Path, *, patience: float = 20.0) -> Generator[None]:
     Raises:
       UsageError: another run has not left it after `patience` seconds.
     """
-    files = cluster.from_main(partial(_lock, workdir, patience)) and _LOCKS
+    files: list[Any] = []
+    cluster.from_main(lambda: files.append(_locked(workdir, patience)))
     try:
         yield
     finally:
-        if files and (file := files.pop(workdir, None)):
+        for file in files:
             file.close()
 
 
-_LOCKS: dict[Path, Any] = {}
-
-
-def _lock(workdir: Path, patience: float) -> bool:
+def _locked(workdir: Path, patience: float) -> Any:
+    workdir.mkdir(parents=True, exist_ok=True)
     file, deadline = (workdir / ".lock").open("w"), time.monotonic() + patience
     while True:
         try:
@@ -93,11 +94,9 @@ def _lock(workdir: Path, patience: float) -> bool:
                 ) from error
             time.sleep(0.2)
         except OSError:
-            break  # a file system without locks
+            return file  # a file system without locks
         else:
-            break
-    _LOCKS[workdir] = file
-    return True
+            return file
 
 
 def record(workdir: Path, **facts: Any) -> None:

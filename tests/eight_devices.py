@@ -1,7 +1,9 @@
 """Run in a process of its own with eight CPU devices; prints JSON for `test_sharding.py`."""
 
+import contextlib
 import json
 import sys
+from unittest import mock
 
 import jax
 
@@ -10,8 +12,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np  # noqa: E402
 from tiny import assemble, tiny  # noqa: E402
 
-from fairmix_jax import sharding  # noqa: E402
+from fairmix_jax import classwise, sharding  # noqa: E402
 from fairmix_jax.collectives import collectives  # noqa: E402
+from fairmix_jax.evaluate import logits_partial  # noqa: E402
+from fairmix_jax.experiment import build  # noqa: E402
+from fairmix_jax.types import Weights  # noqa: E402
 
 PARTS = dict(model__norm="batch:8", mixing__name="same_class", mixing__num_groups=8)
 PROGRAMS = {
@@ -52,13 +57,32 @@ def trained(num_devices):
         state, metrics = step(state, batches[number % len(batches)], key)
         losses.append(float(metrics.loss))
     flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
-    return {"losses": losses, "params": flat.tolist()}
+    return state, {"losses": losses, "params": flat.tolist()}
+
+
+def judged(state, num_devices):
+    """The verdict on each of 61 images, by attack, of an evaluation on so many devices."""
+    experiment = build(tiny(**PARTS))
+    weights = jax.tree.map(np.asarray, Weights(state.params, state.batch_stats))
+    with mock.patch.object(jax, "local_devices", lambda: jax.devices()[:num_devices]):
+        found = classwise.evaluate(
+            logits_partial(experiment.model.apply, weights),
+            *experiment.dataset.test.take(np.arange(61)),
+            class_names=experiment.dataset.class_names,
+            threat=experiment.threat,
+            settings=classwise.Settings("clean,pgd5,apgd-ce", batch_size=32, masking=False),
+        )
+    return {name: result["verdicts"] for name, result in found["attacks"].items()}
 
 
 if __name__ == "__main__":
     assert jax.device_count() == 8
+    runs = {number: trained(number) for number in (1, 2, 4, 8)}
+    with contextlib.redirect_stdout(sys.stderr):
+        verdicts = {number: judged(runs[1][0], number) for number in runs}
     results = {
         "counts": {name: counted(name) for name in PROGRAMS},
-        "runs": {number: trained(number) for number in (1, 2, 4, 8)},
+        "runs": {number: found for number, (_, found) in runs.items()},
+        "verdicts": verdicts,
     }
     json.dump(results, sys.stdout)

@@ -74,6 +74,12 @@ def test_twenty_steps_agree_on_any_number_of_devices(number, eight):
     np.testing.assert_allclose(many["params"], one["params"], atol=1e-3 * scale)
 
 
+def test_verdicts_are_the_same_on_any_number_of_devices(eight):
+    one, *others = eight["verdicts"].values()
+    assert set(one) == {"clean", "pgd5", "apgd-ce", "union"} and len(others) == 3
+    assert all(other == one for other in others)
+
+
 def test_programs_are_read_as_written():
     program = """HloModule m
 %body.1 (p: f32[4]) -> f32[4] {

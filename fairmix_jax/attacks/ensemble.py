@@ -103,12 +103,47 @@ def ensemble(
     images, labels = checked(images, labels, threat)
     index = _rows("index", np.arange(len(images)) if index is None else index, labels)
     candidates = _rows("candidates", True if candidates is None else candidates, labels)
+    options: dict[str, Any] = dict(
+        threat=threat, attacks=attacks, seed=seed, batch_size=batch_size, search=search,
+        early_exit=early_exit, compact=compact, save_seconds=save_seconds,
+        on_progress=on_progress, notes=notes,
+    )  # fmt: skip
+    given = _Given(images, labels, index, candidates)
     if devices is None and jax.process_count() > 1:
-        return _together(
-            logits_fn, images, labels, index, candidates, workdir, threat=threat, attacks=attacks,
-            seed=seed, batch_size=batch_size, search=search, early_exit=early_exit,
-            compact=compact, save_seconds=save_seconds, on_progress=on_progress, notes=notes,
-        )  # fmt: skip
+        return _together(logits_fn, given, workdir, options)
+    report, journal = _run(logits_fn, given, devices=devices, workdir=workdir, **options)
+    journal.discard()
+    return report
+
+
+class _Given(NamedTuple):
+    """The images, `N` of them, and what is known of each; arguments of `ensemble`."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    index: np.ndarray
+    candidates: np.ndarray
+
+
+def _run(
+    logits_fn: LogitsFn | Randomized,
+    given: _Given,
+    *,
+    threat: ThreatModel,
+    attacks: Mapping[str, Stepwise],
+    seed: int,
+    batch_size: int,
+    search: LogitsFn | Randomized | None,
+    early_exit: bool,
+    compact: bool,
+    devices: Sequence[jax.Device] | None,
+    workdir: Path | str | None,
+    save_seconds: float,
+    on_progress: Callable[[Status], None],
+    notes: Sequence[str],
+) -> tuple[AttackReport, Journal]:
+    """Attacks the images on devices of this process; the journal is to be discarded."""
+    images, labels, index, candidates = given
     root, apply = jax.random.key(seed), partial_of(logits_fn)
     logits = _logits(apply, images, index, root, batch_size)
     _check_labels(labels, logits.shape[1])
@@ -148,28 +183,32 @@ def ensemble(
         key = jax.random.fold_in(root, zlib.crc32(name.encode()))
         drain(crew, attack, key, ledger, journal, under_way=under_way, on_chunk=on_chunk)
         under_way = None
-    journal.discard()
     final = _logits(apply, ledger.adversarial, index, root, batch_size)
-    return _report(ledger, attacks, labels, logits, final, threat, notes)
+    return _report(ledger, attacks, labels, logits, final, threat, notes), journal
 
 
 def _together(
-    logits_fn: Any, images: np.ndarray, labels: np.ndarray, index: np.ndarray,
-    candidates: np.ndarray, workdir: Path | str | None, **options: Any,
-) -> AttackReport:  # fmt: skip
+    logits_fn: Any, given: _Given, workdir: Path | str | None, options: Mapping[str, Any]
+) -> AttackReport:
     """Each process attacks its share on its own devices; returns the whole report in all."""
-    mine = cluster.share(len(labels))
+    number = len(given.labels)
+    mine = cluster.share(number)
     rows = mine if len(mine) else np.zeros(1, int)
     if workdir is not None:
         workdir = Path(workdir) / f"process-{jax.process_index()}-of-{jax.process_count()}"
+    journals = []
 
     def own() -> AttackReport:
-        return ensemble(
-            logits_fn, images[rows], labels[rows], index=index[rows], candidates=candidates[rows],
-            devices=jax.local_devices(), workdir=workdir, **options,
-        )  # fmt: skip
+        part = _Given(*(array[rows] for array in given))
+        local: dict[str, Any] = dict(devices=jax.local_devices(), workdir=workdir)
+        report, journal = _run(logits_fn, part, **local, **options)
+        journals.append(journal)
+        return report
 
-    return merged(cluster.from_each(own), len(labels))
+    reports = cluster.from_each(own)
+    for journal in journals:  # not before all are done, should one of them be lost
+        journal.discard()
+    return merged(reports, number)
 
 
 def _rows(name: str, given: Any, labels: np.ndarray) -> np.ndarray:

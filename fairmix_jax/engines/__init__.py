@@ -26,12 +26,25 @@ class Job(NamedTuple):
       path: its folder, which holds its `config.json`.
       with_training: whether to train it, or to evaluate it again.
       total_epochs: of its training.
+      place: the working directory, to which paths in its config are relative.
+      environment: variables that it is given beside those of its machine.
     """
 
     name: str
     path: Path
     with_training: bool
     total_epochs: int
+    place: Path
+    environment: Mapping[str, str]
+
+
+def job(name: str, path: Path, *, with_training: bool, total_epochs: int) -> Job:
+    """Returns a job that runs elsewhere as it would here."""
+    chosen = {k: v for k, v in os.environ.items() if k.startswith(_PASSED_ON)}
+    return Job(name, path.absolute(), with_training, total_epochs, Path.cwd(), chosen)
+
+
+_PASSED_ON = ("JAX_", "XLA_", "LIBTPU_", "TFDS_")
 
 
 OnChange = Callable[[str, dict[str, Any]], None]
@@ -84,13 +97,14 @@ class Member:
         """Starts it; what it prints goes to `log.txt` in its folder, `log-N.txt` of others."""
         launcher = Path(__file__).parents[2] / "launch.py"
         mode = "train" if job.with_training else "evaluate"
-        folder = job.path.absolute()
-        self._log = folder / (f"log-{number}.txt" if number else "log.txt")
+        self._log = job.path / (f"log-{number}.txt" if number else "log.txt")
+        parent = os.getpid()
         self._start = time.monotonic()
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
-                [sys.executable, launcher, f"--workdir={folder}", f"--mode={mode}", *flags],
-                stdout=log, stderr=log, preexec_fn=_end_with_parent,
+                [sys.executable, launcher, f"--workdir={job.path}", f"--mode={mode}", *flags],
+                cwd=job.place, env=os.environ | dict(job.environment), stdout=log, stderr=log,
+                preexec_fn=lambda: end_with(parent),
             )  # fmt: skip
 
     def __enter__(self) -> "Member":
@@ -100,13 +114,27 @@ class Member:
         self.stop()
 
     def stop(self, patience: float = 60.0) -> None:
-        """Asks the process to save and stop, and ends it if it does not."""
-        if self._process.poll() is None:
+        """Asks the process to save and stop, and ends it if it does not.
+
+        Works in a signal handler that interrupts `outcome`, too, which holds the lock that
+        `Popen.wait` needs.
+        """
+        deadline = time.monotonic() + patience
+        if self._process.returncode is None:
             self._process.terminate()
-        try:
-            self._process.wait(patience)
-        except subprocess.TimeoutExpired:
+        while not self._has_ended() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if not self._has_ended():
             self._process.kill()
+
+    def _has_ended(self) -> bool:
+        if self._process.returncode is not None:
+            return True
+        look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        try:
+            return os.waitid(os.P_PID, self._process.pid, look) is not None
+        except ChildProcessError:
+            return True
 
     @property
     def is_running(self) -> bool:
@@ -134,10 +162,18 @@ def joined(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return dict(failed[0] if failed else outcomes[0])
 
 
-def _end_with_parent() -> None:
-    """Runs in the child: on Linux it is killed when the thread that started it is gone."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-        if os.getppid() == 1:
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_SET_PARENT_DEATH_SIGNAL = 1
+
+
+def end_with(parent: int) -> None:
+    """For a child before it becomes another program: on Linux it is killed with its parent.
+
+    That is, when the thread of the process `parent` that started it is gone. It also ignores
+    the signal that tells submitit of the end of a job's time.
+    """
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    if _LIBC is not None:
+        _LIBC.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        if os.getppid() != parent:
             os._exit(EXIT_INTERRUPTED)

@@ -1,6 +1,8 @@
 """`--backend=ray`: trials of Ray Tune, one a member, on the nodes of a Ray cluster."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +33,7 @@ def run(jobs: Sequence[Job], folder: Path, launch: Launch, on_change: OnChange) 
       on_change: told what becomes of each job.
 
     Raises:
-      UsageError: Ray is not installed.
+      UsageError: Ray is not installed, or its cluster cannot be reached.
     """
     if not jobs:
         return
@@ -43,9 +45,18 @@ def run(jobs: Sequence[Job], folder: Path, launch: Launch, on_change: OnChange) 
             "--backend=ray needs Ray; install the extra: pip install -c constraints.txt -e "
             "'.[sweep]'"
         ) from error
-    is_ours = not ray.is_initialized()
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    handler, is_ours = signal.getsignal(signal.SIGTERM), not ray.is_initialized()
     if is_ours:
-        ray.init(log_to_driver=False)
+        try:
+            ray.init(log_to_driver=False)
+        except ConnectionError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')!r} cannot be reached ({reason}); "
+                "start the cluster, or unset it to run on this machine"
+            ) from error
+        signal.signal(signal.SIGTERM, handler)  # Ray's own would leave without a word
     bundle = {"CPU": launch.cpus} | ({"GPU": launch.gpus} if launch.gpus else {})
     bundles = [{}, *[bundle] * launch.num_processes] if launch.num_processes > 1 else [bundle]
     places = tune.PlacementGroupFactory(cast("Any", bundles), strategy="SPREAD")
@@ -116,10 +127,11 @@ def _trial(
 
     job, worst_class, epoch = jobs[parameters["member"]], 0.0, 0
     processes = _Apart(job, bundle, launch) if launch.num_processes > 1 else _Here(job)
+    is_compared = launch.asha_grace_epochs and job.with_training
     with processes:
         for line in _lines(job.path / "metrics.jsonl", processes):
             epoch, worst_class = line["epoch"], line.get(_METRIC, worst_class)
-            if launch.asha_grace_epochs:
+            if is_compared and epoch < job.total_epochs:
                 tune.report({"epoch": epoch, "worst_class": worst_class})
         outcome = processes.outcome()
     tune.report({"epoch": epoch + 1, "worst_class": worst_class, "outcome": outcome})
@@ -141,6 +153,9 @@ def _lines(path: Path, processes: Any) -> Iterator[dict[str, Any]]:
 
 class _Here(Member):
     """The only process of a member, in the trial's own place."""
+
+    def __init__(self, job: Job):
+        super().__init__(job, "--num_processes=1")
 
 
 class _Apart:

@@ -15,10 +15,10 @@ import pytest
 from conftest import ROOT
 from safetensors.numpy import load_file
 
-from fairmix_jax import cluster
+from fairmix_jax import cluster, exchange
 from fairmix_jax.attacks import report
 from fairmix_jax.engines import processes
-from fairmix_jax.errors import UsageError
+from fairmix_jax.errors import Interrupted, UsageError
 from fairmix_jax.types import ThreatModel
 
 RUN = [
@@ -154,6 +154,29 @@ def test_alone_nothing_is_sent():
     assert cluster.share(5).tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="not here"):
         cluster.from_main(lambda: int("not here"))
+
+
+class Odd(Exception):
+    """Can be written, but not read back: `__init__` wants more than the message."""
+
+    def __init__(self, message, more):
+        super().__init__(f"{message}, {more}")
+
+
+def test_what_is_raised_elsewhere_is_raised_here():
+    assert exchange.opened(exchange.outcome(lambda: {"a": 3})) == {"a": 3}
+
+    def fail(error):
+        raise error
+
+    for error in (UsageError("batch_size=0"), Interrupted("SIGTERM"), KeyError("x")):
+        data = exchange.outcome(lambda error=error: fail(error))
+        with pytest.raises(type(error), match=str(error)) as raised:
+            exchange.opened(data)
+        assert raised.value.is_agreed and "in process 0" in raised.value.__notes__[0]
+    for odd in (lambda: fail(Odd("one", "two")), lambda: lambda: None):
+        with pytest.raises(Exception, match=r"Odd: one, two|pickle|lambda"):
+            exchange.opened(exchange.outcome(odd))
 
 
 def test_shares_are_put_back_in_order():

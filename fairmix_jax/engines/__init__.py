@@ -5,9 +5,7 @@ An engine places processes and replaces those that are lost. What a process runs
 same state wherever it runs, and the folder of the study must be one that all machines see.
 """
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -87,6 +85,16 @@ Engine = Callable[[Sequence[Job], Path, Launch, OnChange], None]
 """
 
 
+def tied(*program: Any) -> list[str]:
+    """Returns a command that runs a Python program which ends when this process or thread does."""
+    return [
+        sys.executable,
+        str(Path(__file__).parent / "tied.py"),
+        str(os.getpid()),
+        *map(str, program),
+    ]
+
+
 class Member:
     """One process of a member, which ends when this process or thread does.
 
@@ -98,13 +106,11 @@ class Member:
         launcher = Path(__file__).parents[2] / "launch.py"
         mode = "train" if job.with_training else "evaluate"
         self._log = job.path / (f"log-{number}.txt" if number else "log.txt")
-        parent = os.getpid()
         self._start = time.monotonic()
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
-                [sys.executable, launcher, f"--workdir={job.path}", f"--mode={mode}", *flags],
+                tied(launcher, f"--workdir={job.path}", f"--mode={mode}", *flags),
                 cwd=job.place, env=os.environ | dict(job.environment), stdout=log, stderr=log,
-                preexec_fn=lambda: end_with(parent),
             )  # fmt: skip
 
     def __enter__(self) -> "Member":
@@ -160,20 +166,3 @@ def joined(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns the entry of a member of several processes: the first that failed, else done."""
     failed = [outcome for outcome in outcomes if outcome["status"] != "done"]
     return dict(failed[0] if failed else outcomes[0])
-
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_SET_PARENT_DEATH_SIGNAL = 1
-
-
-def end_with(parent: int) -> None:
-    """For a child before it becomes another program: on Linux it is killed with its parent.
-
-    That is, when the thread of the process `parent` that started it is gone. It also ignores
-    the signal that tells submitit of the end of a job's time.
-    """
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    if _LIBC is not None:
-        _LIBC.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(EXIT_INTERRUPTED)

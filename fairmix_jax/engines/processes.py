@@ -1,6 +1,5 @@
 """`--backend=processes`: one run by several processes of this machine, joined by loopback."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -9,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fairmix_jax.engines import end_with
+from fairmix_jax.engines import tied
 from fairmix_jax.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, UsageError
 
 _PATIENCE = 90.0
@@ -36,7 +35,6 @@ def run(argv: Sequence[str], num_processes: int) -> int:
     flags = ["--backend=local", f"--coordinator={free_address('127.0.0.1')}"]
     flags.append(f"--num_processes={num_processes}")
     processes: list[subprocess.Popen] = []
-    parent = os.getpid()
 
     def pass_on(number: int, _) -> None:
         for process in processes:
@@ -46,10 +44,8 @@ def run(argv: Sequence[str], num_processes: int) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
     for number in range(num_processes):
-        own = [sys.executable, *argv, *flags, f"--process_id={number}"]
-        processes.append(  # in a session of its own, so that Ctrl-C reaches it once
-            subprocess.Popen(own, start_new_session=True, preexec_fn=lambda: end_with(parent))
-        )
+        own = tied(*argv, *flags, f"--process_id={number}")
+        processes.append(subprocess.Popen(own, start_new_session=True))  # Ctrl-C reaches it once
     return _wait(processes)
 
 

@@ -45,8 +45,9 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
 
     Writes `compile.json` and `compile.md` in `directory` and prints the tables. FLOPs and
     bytes of a training step count every attack step: the step is compiled without any as
-    well, and what one adds is multiplied. With `compile.largest_batch` batches are doubled
-    and then guessed from the memory they need, until one fits and a larger one does not.
+    well, and what one adds is multiplied. With `compile.largest_batch` larger batches are
+    guessed from the memory they need, until one by an eighth larger does not fit, or 2**20
+    images a chip do.
 
     Returns: the content of `compile.json`.
 
@@ -74,7 +75,7 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
     try:
         step = _training_step(config, experiment, mesh)
         found = {"training step": step} | _evaluations(config, experiment, mesh)
-        bare = _training_step(study.override(config, _WITHOUT_ATTACK), experiment, mesh)
+        bare = _training_step(study.override(config, {"attack.num_steps": 0}), experiment, mesh)
     except DoesNotFit as error:
         raise UsageError(
             f"batch_size={config.batch_size} or evaluate.batch_size={config.evaluate.batch_size} "
@@ -104,9 +105,6 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
     for table in tables:
         console.print(rich_table(table))
     return content
-
-
-_WITHOUT_ATTACK = {"attack.num_steps": 0}
 
 
 def _granule(config: ConfigDict, mesh: Mesh) -> int:

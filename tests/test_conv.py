@@ -36,20 +36,23 @@ def arrays(*shapes):
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     stride=st.integers(1, 3),
     padding=st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
+    channels=st.sampled_from([1, 3, 5]),  # few and many
 )
-def test_value_and_gradients_equal_the_plain_convolution(height, width, kernel, stride, padding):
+def test_value_and_gradients_equal_the_plain_convolution(
+    height, width, kernel, stride, padding, channels
+):
     # jaxlib 0.10.2 aborts while compiling the plain gradient of such a convolution on CPU.
     assume(stride <= min(kernel) or stride < 3)
     # It also reads out of bounds where the gradient's padding would be negative.
     assume(all(max(pair) < size for pair, size in zip(padding, kernel, strict=True)))
-    images, weights = arrays((2, height, width, 3), (*kernel, 3, 4))
+    images, weights = arrays((2, height, width, channels), (*kernel, channels, 4))
     ours, our_vjp = jax.vjp(
         lambda x, k: conv(x, k, stride=stride, padding=padding), images, weights
     )
     theirs, their_vjp = jax.vjp(
         lambda x, k: plain(x, k, stride=stride, padding=padding), images, weights
     )
-    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     (cotangent,) = arrays(ours.shape)
     for a, b in zip(our_vjp(cotangent), their_vjp(cotangent), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)  # sums of up to 200 terms

@@ -14,7 +14,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fairmix_jax import cluster
+from fairmix_jax import cluster, cpu
 from fairmix_jax import config as config_lib
 from fairmix_jax.errors import (
     EXIT_FAILED,
@@ -52,6 +52,7 @@ _CACHE = flags.DEFINE_string(
 
 def main() -> None:
     """Runs the command line; never returns."""
+    cpu.tune()
     logging.set_verbosity(logging.WARNING)
     sys.argv = _with_saved_config(sys.argv)
     signal.signal(signal.SIGTERM, _stop)

@@ -127,6 +127,7 @@ def provenance() -> dict[str, Any]:
         "platform": devices[0].platform,
         "processor": _processor(),
         "python": platform.python_version(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "versions": {name: metadata.version(name) for name in _PACKAGES},
     }
 

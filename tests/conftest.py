@@ -15,6 +15,9 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from fairmix_jax import cpu  # noqa: E402
+
+cpu.tune()
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -99,10 +99,15 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.report = "classes"  # or gaussian: theory beside it
 
-    # --mode=benchmark: training steps of each member of the grid, in turns.
+    # --mode=benchmark: training steps of each member of the grid, in turns; or, if attacks or
+    # bases are named, attacks and training steps against the gradients they are made of.
     config.benchmark = ConfigDict()
     config.benchmark.rounds = 15
     config.benchmark.steps = 1  # a round
+    config.benchmark.attacks = ""  # e.g. "pgd20,apgd100,fab-t50,square200,autoattack"
+    config.benchmark.bases = ""  # e.g. "standard,pgd_at,trades"
+    config.benchmark.peers = False  # what people use instead, where installed
+    config.benchmark.exponents = False  # how cost grows with steps, images, parameters
 
     # --mode=compile: for TPUs that need not be here.
     config.compile = ConfigDict()

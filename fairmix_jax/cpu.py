@@ -9,7 +9,7 @@ _KNOWN = (0, 10)  # jaxlib releases in which flag and gain were checked
 _KINDS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 
 TUNED = {_FIELD: _KINDS}
-"""Options of `jax.jit(f, compiler_options=...)` that do for one program what `tune` does for all."""
+"""Options of `jax.jit(f, compiler_options=...)` that do for one program what `tune` does."""
 
 DEFAULT = {_FIELD: f"{_KINDS},LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"}
 """Those that undo it."""

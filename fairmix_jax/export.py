@@ -25,10 +25,14 @@ def save_model(
       evaluation: data set, threat and which weights these are, copied into `model.json`.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    tensors = {name: np.asarray(leaf, order="C") for name, leaf in _named(weights).items()}
-    save_file(tensors, str(workdir / "model.safetensors"))
+    save_file(tensors(weights), str(workdir / "model.safetensors"))
     facts = {name: evaluation[name] for name in ("dataset", "threat", "weights")}
     write_json(workdir / "model.json", dict(card) | facts)
+
+
+def tensors(weights: Weights) -> dict[str, np.ndarray]:
+    """Returns the arrays of the weights by their paths, e.g. `params/Conv_0/kernel`."""
+    return {name: np.asarray(leaf, order="C") for name, leaf in _named(weights).items()}
 
 
 def load_model(workdir: Path | str) -> tuple[LogitsFn, dict[str, Any]]:
@@ -43,13 +47,13 @@ def load_model(workdir: Path | str) -> tuple[LogitsFn, dict[str, Any]]:
     """
     workdir = Path(workdir)
     card = json.loads((workdir / "model.json").read_text())
-    tensors = load_file(str(workdir / "model.safetensors"))
+    found = load_file(str(workdir / "model.safetensors"))
     model = build_model(card)
     shapes = jax.eval_shape(lambda: Weights(*model.init(jax.random.key(0))))
     names = _named(shapes)
-    if {n: s.shape for n, s in names.items()} != {n: t.shape for n, t in tensors.items()}:
+    if {n: s.shape for n, s in names.items()} != {n: t.shape for n, t in found.items()}:
         raise ValueError(f"the tensors in {workdir / 'model.safetensors'} do not fit model.json")
-    leaves = [jax.numpy.asarray(tensors[name]) for name in names]
+    leaves = [jax.numpy.asarray(found[name]) for name in names]
     weights = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
     def logits_fn(images: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fairmix_jax.adopt import adopt
 from fairmix_jax.attacks.losses import Objective, cross_entropy, objective
 from fairmix_jax.attacks.pgd import pgd
 from fairmix_jax.attacks.projections import project, random_offset, steepest_direction
@@ -143,7 +144,7 @@ def _coupled_pgd(
     del key, labels
 
     def total(x: Array) -> Array:
-        return jnp.sum(jax.vmap(loss)(logits_fn(x), targets))
+        return jnp.sum(jax.vmap(loss)(adopt(logits_fn)(x), targets))
 
     def inside(x: Array, image: Array, scale: Array) -> Array:
         epsilon = scale * threat.epsilon

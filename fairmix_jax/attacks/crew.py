@@ -16,7 +16,7 @@ from fairmix_jax.attacks.ledger import Journal, Ledger, UnderWay
 from fairmix_jax.attacks.stepwise import Stepwise
 from fairmix_jax.types import Array, Key
 
-_SMALLEST, _CHUNK_SECONDS = 16, 1.0
+_SMALLEST, _HALVINGS, _CHUNK_SECONDS = 16, 4, 1.0
 _COMPILE_COST: dict[Stepwise, float] = {}
 """Seconds that compiling an attack took in this process, at most; what another size may cost."""
 _SPLIT, _WHOLE = PartitionSpec("device"), PartitionSpec()
@@ -48,9 +48,13 @@ class Crew(NamedTuple):
     compact: bool
 
     def num_slots(self, num_images: int) -> int:
-        """Slots on each device: `batch_size`, halved while the images fit and 16 are left."""
+        """Slots on each device: `batch_size`, halved while the images fit and 16 are left.
+
+        Four times at most, so that an attack is compiled for five sizes at most.
+        """
         slots, each = self.batch_size, -(-num_images // self.mesh.size)
-        while slots % 2 == 0 and slots // 2 >= max(each, _SMALLEST):
+        smallest = max(each, _SMALLEST, self.batch_size // 2**_HALVINGS)
+        while slots % 2 == 0 and slots // 2 >= smallest:
             slots //= 2
         return slots
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fairmix_jax.adopt import adopt
 from fairmix_jax.attacks.losses import Objective, objective
 from fairmix_jax.attacks.projections import project, random_offset, steepest_direction
 from fairmix_jax.attacks.stepwise import misclassified
@@ -51,7 +52,7 @@ def pgd(
 
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`. Must not couple examples: batch
-        norm with running statistics. Any JAX function.
+        norm with running statistics. Any JAX function; see `fairmix_jax.adopt`.
       key: random starts; the key is consumed.
       images: `[B, H, W, C]` float, inside `threat.bounds`.
       labels: `[B]` int, the true classes.
@@ -97,7 +98,7 @@ def pgd(
         jnp.broadcast_to(jnp.asarray(factor, images.dtype), labels.shape)
         for factor in (scale, step_scale)
     ]
-    loss_fn = objective(loss)
+    loss_fn, logits_fn = objective(loss), adopt(logits_fn)
 
     def one(key: Key, image: Array, label: Array, target: Any, factors: Any, start: Array | None):
         def evaluate(x: Array) -> tuple[Array, Array]:

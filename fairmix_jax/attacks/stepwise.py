@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
+from fairmix_jax.adopt import adopt
 from fairmix_jax.types import Array, Key, LogitsFn
 
 Network = Callable[[Array, Key], Array]
@@ -83,16 +84,22 @@ class Stepwise(NamedTuple):
 
 
 def partial_of(logits_fn: LogitsFn | Randomized) -> Partial:
-    """Returns the model as a pytree `(images, key) -> logits`: arrays of a `Partial` are leaves."""
-    if isinstance(logits_fn, Randomized):
-        apply = logits_fn.apply
-        return apply if isinstance(apply, Partial) else Partial(apply)
-    inner = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
-    return Partial(_without_key, inner)
+    """Returns the model as a pytree `(images, key) -> logits`, with the convolutions of `conv`.
+
+    Arrays of a `Partial` are leaves; convolutions as in `fairmix_jax.adopt`.
+    """
+    is_random = isinstance(logits_fn, Randomized)
+    inner = logits_fn.apply if is_random else logits_fn
+    inner = inner if isinstance(inner, Partial) else Partial(inner)
+    return Partial(_with_key if is_random else _without_key, inner)
+
+
+def _with_key(apply: Partial, images: Array, key: Key) -> Array:
+    return adopt(apply)(images, key)
 
 
 def _without_key(logits_fn: LogitsFn, images: Array, _: Key) -> Array:
-    return logits_fn(images)
+    return adopt(logits_fn)(images)
 
 
 def network_of(apply: Callable[[Array, Key], Array]) -> Network:

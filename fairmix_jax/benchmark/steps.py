@@ -1,22 +1,19 @@
 """What a training step costs: the members of a grid, timed in turns in one process."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fairmix_jax import sharding, study, train, trainer, workdir
+from fairmix_jax import sharding, study, train, trainer
+from fairmix_jax.benchmark import output
+from fairmix_jax.benchmark.timing import Contender, interleaved, quartiles
 from fairmix_jax.data import batches
-from fairmix_jax.experiment import build
-from fairmix_jax.export import write_json
-from fairmix_jax.progress import console
-from fairmix_jax.tables import Table, markdown, rich_table
-
-Contender = Callable[[], Any]
+from fairmix_jax.experiment import Experiment, build
+from fairmix_jax.tables import Table
 
 
 def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
@@ -32,11 +29,13 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
       UsageError: a member is not a valid config.
     """
     members = study.expand(config.sweep) or [("config", {})]
+    configs = {name: study.override(config, changes) for name, changes in members}
     contenders = {
-        name: training_steps(study.override(config, changes), config.benchmark.steps)
-        for name, changes in members
+        name: training_steps(member, build(member), config.benchmark.steps)
+        for name, member in configs.items()
     }
-    reference = training_steps(study.override(config, members[0][1]), config.benchmark.steps)
+    first = next(iter(configs.values()))
+    reference = training_steps(first, build(first), config.benchmark.steps)
     timings = interleaved(contenders, reference, rounds=config.benchmark.rounds)
     result = {
         "what": "seconds a training step; ratio to the first member run just before and after",
@@ -45,23 +44,18 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "members": {
             name: {
-                "seconds": _quartiles(timing.seconds / config.benchmark.steps),
-                "ratio": _quartiles(timing.ratio),
+                "seconds": quartiles(timing.seconds / config.benchmark.steps),
+                "ratio": quartiles(timing.ratio),
             }
             for name, timing in timings.items()
         },
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / "benchmark.json", result | {"provenance": workdir.provenance()})
-    table = _table(result)
-    (directory / "benchmark.md").write_text(markdown(table) + "\n")
-    console.print(rich_table(table))
+    output.write(directory, result, [_table(result)])
     return result
 
 
-def training_steps(config: ConfigDict, number: int) -> Contender:
+def training_steps(config: ConfigDict, experiment: Experiment, number: int) -> Contender:
     """Returns a function that runs the next `number` training steps of a config."""
-    experiment = build(config)
     size = config.batch_size
     init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
     parts = trainer.assemble(config, experiment, total_steps=10**6, key=init_key)
@@ -87,54 +81,9 @@ def training_steps(config: ConfigDict, number: int) -> Contender:
             if draws.are_needed:
                 chosen = draws(state, int(state.step), size)
             state, measured = step(state, feed.take(chosen, size), step_key)
-        return jax.block_until_ready(measured)
+        return measured
 
     return steps
-
-
-class Timing(NamedTuple):
-    """What `interleaved` measured of a contender, `[rounds]` each.
-
-    Attributes:
-      seconds: its own.
-      ratio: to the mean of the reference just before and just after it.
-    """
-
-    seconds: np.ndarray
-    ratio: np.ndarray
-
-
-def interleaved(
-    contenders: dict[str, Contender], reference: Contender, *, rounds: int
-) -> dict[str, Timing]:
-    """Times contenders in turns, each between two runs of the reference.
-
-    A disturbance that lasts longer than three runs hits both alike and leaves the ratio. A
-    first round, which warms up, is not counted.
-    """
-
-    def timed(contender: Contender) -> float:
-        start = time.perf_counter()
-        contender()
-        return time.perf_counter() - start
-
-    seconds = np.zeros((rounds + 1, len(contenders)))
-    around = np.zeros((rounds + 1, len(contenders) + 1))
-    for number in range(rounds + 1):
-        around[number, 0] = timed(reference)
-        for position, contender in enumerate(contenders.values()):
-            seconds[number, position] = timed(contender)
-            around[number, position + 1] = timed(reference)
-    ratio = 2 * seconds / (around[:, :-1] + around[:, 1:])
-    return {
-        name: Timing(seconds[1:, position], ratio[1:, position])
-        for position, name in enumerate(contenders)
-    }
-
-
-def _quartiles(values: np.ndarray) -> dict[str, float]:
-    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return {"median": float(median), "low": float(low), "high": float(high)}
 
 
 def _table(result: dict[str, Any]) -> Table:

@@ -106,17 +106,10 @@ def _foolbox_jax(subject: "Subject", foolbox: Any) -> Iterator[tuple[str, Conten
         return
     params, batch_stats = subject.weights
     apply = subject.experiment.model.apply
-    with lowering("plain"):
-        logits_fn = jax.jit(
-            lambda x: apply(params, batch_stats, x, train=False)[0],
-            compiler_options=cpu.DEFAULT if jax.default_backend() == "cpu" else None,
-        )
-        logits_fn(subject.images)
+    logits_fn = jax.jit(lambda x: apply(params, batch_stats, x, train=False)[0])
     model = foolbox.JAXModel(logits_fn, bounds=subject.threat.bounds)
-    yield (
-        _named(f"pgd{_STEPS}", "Foolbox (JAX)"),
-        partial(_foolbox_attack(foolbox, subject), model, subject.images, subject.labels),
-    )
+    attack = partial(_foolbox_attack(foolbox, subject), model, subject.images, subject.labels)
+    yield _named(f"pgd{_STEPS}", "Foolbox (JAX)"), attack
 
 
 def _foolbox_attack(foolbox: Any, subject: "Subject") -> Callable[..., Any]:
@@ -242,8 +235,13 @@ def _pyautoattack(
         network, images, labels = _fastest(subject, torch)
         norm = {"linf": "Linf", "l2": "L2"}[subject.threat.norm]
         attack = pyautoattack.AutoAttack(
-            network, norm=norm, eps=subject.threat.epsilon, seed=subject.config.seed,
-            device="cpu", verbose=False,
-        )  # fmt: skip
-        run = partial(attack.run_standard_evaluation, images, labels, bs=len(images))
-        yield _named("autoattack", "pyautoattack"), run
+            network, norm=norm, eps=subject.threat.epsilon, seed=subject.config.seed
+        )
+        attack.verbose = False
+        name = _named("autoattack", "pyautoattack")
+
+        def run() -> None:
+            _, found = attack.run_standard_evaluation(images, labels, batch_size=len(images))
+            subject.robust[name] = int((found == labels).sum())
+
+        yield name, run

@@ -64,6 +64,7 @@ class Subject(NamedTuple):
       contenders: by name.
       passes: of each.
       compile_seconds, temporary_bytes: of each that is a single program.
+      robust: images that survived, of each that counts them.
     """
 
     config: ConfigDict
@@ -76,6 +77,7 @@ class Subject(NamedTuple):
     passes: dict[str, Passes]
     compile_seconds: dict[str, float]
     temporary_bytes: dict[str, int]
+    robust: dict[str, int]
 
 
 def subject_of(config: ConfigDict) -> Subject:
@@ -95,7 +97,7 @@ def subject_of(config: ConfigDict) -> Subject:
     if not is_trained:
         labels = jnp.argmax(logits_fn(images), axis=1).astype(jnp.int32)
         threat = ThreatModel(threat.norm, _HARMLESS, threat.bounds)
-    subject = Subject(config, experiment, weights, images, labels, threat, {}, {}, {}, {})
+    subject = Subject(config, experiment, weights, images, labels, threat, {}, {}, {}, {}, {})
     _add_passes(subject, logits_fn)
     for name in filter(None, config.benchmark.attacks.split(",")):
         _add_attack(subject, logits_fn, name.strip())
@@ -187,6 +189,7 @@ def _add_autoattack(subject: Subject, logits_fn: Partial) -> None:
             float(spent.sum()) / len(subject.images)
             for spent in (report.forward_passes, report.gradient_passes)
         )
+        subject.robust["autoattack"] = int(report.robust.sum())
         subject.passes["autoattack"] = Passes(forward=forward, gradient=gradient)
 
     subject.contenders["autoattack"] = attack

@@ -111,6 +111,8 @@ def _facts(subject: Subject, timings: Mapping[str, Timing]) -> dict[str, Any]:
             entry["share_of_peak"] = entry["flops_per_second"] / peak
         if name in subject.compile_seconds:
             entry["compile_seconds"] = subject.compile_seconds[name]
+        if name in subject.robust:
+            entry["robust_images"] = subject.robust[name]
         if name in subject.temporary_bytes:
             entry["temporary_bytes"] = subject.temporary_bytes[name]
         facts[name] = entry

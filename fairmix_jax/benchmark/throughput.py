@@ -1,7 +1,8 @@
 """How fast attacks and training steps are, against the gradients they cannot avoid."""
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,13 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
     Raises:
       UsageError: a member is not a valid config, or names an unknown attack.
     """
-    jax.config.update("jax_enable_compilation_cache", False)  # compilation is timed
     members = study.expand(config.sweep) or [("config", {})]
     subjects: dict[str, Subject] = {}
     timings: dict[str, dict[str, Timing]] = {}
     for name, changes in members:
         console.print(f"compiling {name}", markup=False)
-        subjects[name] = subject_of(study.override(config, changes))
+        with _no_cache():
+            subjects[name] = subject_of(study.override(config, changes))
         if config.benchmark.peers:
             subjects[name].contenders.update(peers.contenders(subjects[name]))
         if not config.benchmark.exponents:
@@ -65,6 +66,17 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
     output.write(directory, result, tables(result))
     output.draw(directory / "benchmark.png", figure_rows(result))
     return result
+
+
+@contextlib.contextmanager
+def _no_cache() -> Iterator[None]:
+    """Compilation is timed, so it must happen."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
 
 
 def _time(subject: Subject, rounds: int) -> dict[str, Timing]:

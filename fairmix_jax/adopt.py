@@ -49,7 +49,7 @@ def adopt(function: Function) -> Function:
         results = jaxpr_as_fun(restated)(*jax.tree.leaves(arguments))
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
-    return adopted  # ty: ignore[invalid-return-type]
+    return adopted  # ty: ignore[invalid-explicit-return]
 
 
 def restate(program: ClosedJaxpr) -> tuple[ClosedJaxpr, int]:
@@ -124,7 +124,7 @@ def _is_convolution(equation: JaxprEqn) -> bool:
 def _is_left(equation: JaxprEqn) -> bool:
     """Whether `conv` has no way to say this convolution."""
     given: Any = equation.params
-    images, kernel = (cast(jax.core.ShapedArray, variable.aval) for variable in equation.invars)
+    images, kernel = (cast(Any, variable.aval) for variable in equation.invars)
     if images.ndim != 4 or images.dtype != kernel.dtype:
         return True
     dilations = {*given["lhs_dilation"], *given["rhs_dilation"]}

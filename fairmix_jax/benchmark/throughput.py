@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,9 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _no_cache() -> Iterator[None]:
+def _no_cache() -> Generator[None]:
     """Compilation is timed, so it must happen."""
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.jax_enable_compilation_cache  # ty: ignore[missing-attribute]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield

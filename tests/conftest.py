@@ -16,6 +16,7 @@ import numpy as np  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 from fairmix_jax import cpu  # noqa: E402
+from fairmix_jax.conv import lowering  # noqa: E402
 
 cpu.tune()
 jax.config.update("jax_num_cpu_devices", 2)
@@ -25,6 +26,19 @@ jax.config.update("jax_debug_key_reuse", True)
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("fixed")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--lowering", choices=["by_platform", "plain"], default="by_platform",
+        help="plain: without our own convolutions, for the tests of parity",
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _lowering(request):
+    with lowering(request.config.getoption("lowering")):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
+from conftest import ROOT
 
 from configs import attack_scaling, attack_throughput
 from fairmix_jax import benchmark, cpu
@@ -12,6 +13,7 @@ from fairmix_jax.benchmark import timing
 from fairmix_jax.benchmark.subject import INPUT_GRADIENT
 from fairmix_jax.benchmark.throughput_tables import exponents, tables
 from fairmix_jax.errors import UsageError
+from fairmix_jax.tables import markdown
 
 
 @pytest.fixture
@@ -127,6 +129,14 @@ def test_an_unknown_attack_is_named(tmp_path):
     config.model.depth, config.benchmark.attacks, config.sweep = 10, "pgd2,deepfool3", ""
     with pytest.raises(UsageError, match=r"benchmark\.attacks: 'deepfool3' is unknown"):
         benchmark.run(config, tmp_path)
+
+
+@pytest.mark.parametrize("number, kind", enumerate(["throughput", "peers"]))
+def test_published_tables_are_those_of_the_results(number, kind):
+    result = json.loads((ROOT / "results" / "attack_throughput.json").read_text())
+    text = (ROOT / "docs" / "performance.md").read_text()
+    published = text.split(f"<!-- table: {kind} -->\n")[1]
+    assert published.startswith(markdown(tables(result)[number]) + "\n")
 
 
 @pytest.mark.parametrize("flags", ["", "--xla_dump_to=x"])

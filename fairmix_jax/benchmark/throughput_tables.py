@@ -23,8 +23,8 @@ class Point(NamedTuple):
 def tables(result: Mapping[str, Any]) -> list[Table]:
     """Returns a table of our own timings, one of the peers', and one of the exponents."""
     found = [_own(result)]
-    if rows := [row for member in result["members"].items() for row in _peer_rows(*member)]:
-        header = ("member", "what", "who", "ms", "ms of ours", "ours is faster by", "from", "to")
+    if rows := [row for facts in result["members"].values() for row in _peer_rows(facts)]:
+        header = ("network", "what", "who", "ms", "ms of ours", "ours is faster by", "from", "to")
         caption = "The same weights, images and cores: how many times as fast ours is"
         found.append(Table(caption, header, rows))
     if fitted := result.get("exponents"):
@@ -37,9 +37,18 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     return found
 
 
+def label(facts: Mapping[str, Any]) -> str:
+    """Returns the name of a member: network, depth, width, batch, data type unless float32."""
+    model = facts["model"]
+    sizes = [str(model[name]) for name in ("depth", "width") if name in model]
+    dtype = "" if facts["dtype"] == "float32" else f", {facts['dtype']}"
+    return f"{'-'.join([model['name'], *sizes])}, {facts['batch_size']}{dtype}"
+
+
 def _own(result: Mapping[str, Any]) -> Table:
     rows = []
-    for member, facts in result["members"].items():
+    for facts in result["members"].values():
+        member = label(facts)
         for name, timing in facts["timings"].items():
             if SEPARATOR in name:
                 continue
@@ -60,7 +69,7 @@ def _own(result: Mapping[str, Any]) -> Table:
         "the share of the time that its own passes would take alone"
     )
     header = (
-        "member", "what", "ms", "quartiles", "images/s", "image-steps/s", "GFLOP/s",
+        "network", "what", "ms", "quartiles", "images/s", "image-steps/s", "GFLOP/s",
         "of matrix product", "efficiency", "compile s", "temporary MiB",
     )  # fmt: skip
     return Table(caption, header, rows)
@@ -70,8 +79,8 @@ def _number(value: float | None, factor: float, digits: int) -> str:
     return MISSING if value is None else f"{factor * value:.{digits}f}"
 
 
-def _peer_rows(member: str, facts: Mapping[str, Any]) -> Iterator[list[str]]:
-    timings = facts["timings"]
+def _peer_rows(facts: Mapping[str, Any]) -> Iterator[list[str]]:
+    member, timings = label(facts), facts["timings"]
     for name, timing in timings.items():
         kind, separator, who = name.partition(SEPARATOR)
         if not separator or kind not in timings:
@@ -117,7 +126,8 @@ def exponents(members: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 def figure_rows(result: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
     """Returns rows for `output.draw`: each contender's efficiency, or a PGD attack's cost."""
     rows = []
-    for member, facts in result["members"].items():
+    for facts in result["members"].values():
+        member = label(facts)
         for name, timing in facts["timings"].items():
             if "efficiency" in timing and "exponents" not in result:
                 rows.append({"member": member, "what": name} | timing["efficiency"])

@@ -12,7 +12,7 @@ image pays for the whole attack. FAB-T has one target here and Square few querie
 in proportion. Other models, batches and data types: `--config.sweep`, for example
 "model.name=preact_resnet model.width=64 batch_size=128,512 evaluate.search_dtype=bfloat16".
 
-Runtime: 25 minutes on two cores of an Intel Xeon with AVX-512, twice that with peers.
+Runtime: 16 minutes with peers on two cores of an Intel Xeon with AVX-512.
 """
 
 from configs import base

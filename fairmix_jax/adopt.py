@@ -2,11 +2,12 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from fairmix_jax.conv import conv, lowering
@@ -54,8 +55,9 @@ def adopt(function: Function) -> Function:
 
 def restate(program: ClosedJaxpr) -> tuple[ClosedJaxpr, int]:
     """Returns a program with `conv`'s convolutions, and how many could not become such."""
-    left = _count(program.jaxpr, is_left=True)
-    if not _count(program.jaxpr, is_left=False):
+    is_left = [_is_left(equation) for equation in _convolutions(program.jaxpr)]
+    left = sum(is_left)
+    if left == len(is_left):
         return program, left
     run = functools.partial(_run, program.jaxpr, program.consts)
     return jax.make_jaxpr(run)(*(variable.aval for variable in program.jaxpr.invars)), left
@@ -100,17 +102,15 @@ def _inner(value: Any) -> Any:
     return tuple(_inner(part) for part in value) if type(value) is tuple else value
 
 
-def _count(jaxpr: Jaxpr, *, is_left: bool) -> int:
-    """How many convolutions of a program cannot be restated, or can."""
-    number = 0
+def _convolutions(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Those of a program and of the programs in it, but for functions with their own gradient."""
     for equation in jaxpr.eqns:
         if _is_convolution(equation):
-            number += _is_left(equation) == is_left
+            yield equation
         elif equation.primitive.name not in _OWN_GRADIENT:
             for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
                 if _is_program(value):
-                    number += _count(getattr(value, "jaxpr", value), is_left=is_left)
-    return number
+                    yield from _convolutions(getattr(value, "jaxpr", value))
 
 
 def _is_program(value: Any) -> bool:
@@ -156,7 +156,4 @@ def _convolve(equation: JaxprEqn, images: Any, kernel: Any) -> jax.Array:
         padding=tuple(given["padding"]),
     )
     batch, feature, *places = axes.out_spec
-    order = [0, 0, 0, 0]
-    for position, axis in enumerate((batch, *places, feature)):
-        order[axis] = position
-    return jnp.transpose(result, order)
+    return jnp.transpose(result, np.argsort((batch, *places, feature)).tolist())

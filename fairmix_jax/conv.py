@@ -6,8 +6,8 @@ equal up to rounding, for three reasons (two cores of an Intel Xeon with AVX-512
 
 * In a loop body XLA:CPU sends only *canonical* convolutions (NHWC images, HWIO kernel, no
   dilation of the images) to its fast library. Those that autodiff writes are not canonical,
-  and make an attack, which is a loop of input gradients, three to six times slower, and a
-  weight gradient in a loop fifty times. Both gradients are restated as canonical ones.
+  and make an attack, which is a loop of input gradients, three to seven times slower, and a
+  weight gradient in a loop twenty to a hundred times. Both are restated as canonical ones.
 * Images have one or three channels. Products that narrow are better written as sums.
 * A kernel of one pixel is a matrix product.
 """

@@ -66,6 +66,11 @@ class Work(NamedTuple):
     first: int
     elements: int
 
+    @property
+    def flops(self) -> float:
+        """Operations: two for a multiply-add, one for every other number."""
+        return 2.0 * self.multiply_adds + self.elements
+
 
 def work_of(function: Callable[..., Any], *arguments: Any) -> Work:
     """Returns what a function does, read from its program before any compiler.
@@ -132,8 +137,7 @@ def _taps(
 
 def step_flops(forward: Work, num_steps: int) -> float:
     """Returns the operations of a PGD-AT step, for the images that `forward` is of."""
-    each = 2.0 * forward.multiply_adds + forward.elements
-    return each * (2 * num_steps + 3) - 2.0 * forward.first
+    return forward.flops * (2 * num_steps + 3) - 2.0 * forward.first
 
 
 def reduced_bytes(weights: Any) -> int:

@@ -47,6 +47,20 @@ def _clear_trace_counter():
 
 
 @pytest.fixture
+def compilations():
+    """A list that grows by one whenever a program is compiled."""
+    events = []
+
+    def listen(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(0)
 

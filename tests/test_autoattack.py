@@ -72,20 +72,6 @@ def whole():
 
 
 @pytest.fixture
-def compilations():
-    """A list that grows by one whenever a program is compiled."""
-    events = []
-
-    def listen(event, *_, **__):
-        if event == "/jax/core/compile/backend_compile_duration":
-            events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
-@pytest.fixture
 def quick_compilation():
     """For programs that run for a moment only."""
     jax.config.update("jax_disable_most_optimizations", True)

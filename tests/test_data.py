@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairmix_jax import data, sharding
-from fairmix_jax.data import Split, batches, digits, gaussian
+from fairmix_jax.data import Split, batches, digits, gaussian, noise
 from fairmix_jax.errors import UsageError
 
 
@@ -132,3 +132,14 @@ def test_missing_data_is_named_with_the_remedy(name, directory, message, tmp_pat
     with pytest.raises(UsageError) as raised:
         data.load({"name": name, "dir": directory.format(tmp=tmp_path), "num_train": 0})
     assert message.format(tmp=tmp_path) in str(raised.value)
+
+
+def test_noise_has_the_shape_that_is_asked_for_and_is_the_same_again():
+    dataset, again = (
+        noise.make(height=4, width=6, channels=2, num_classes=3, examples=10) for _ in range(2)
+    )
+    for part, same in zip(dataset[:2], again[:2], strict=True):
+        assert part.images.shape == (10, 4, 6, 2) and part.images.dtype == np.uint8
+        assert np.bincount(part.labels).tolist() == [4, 3, 3]
+        np.testing.assert_array_equal(part.images, same.images)
+    assert (dataset.train.images != dataset.test.images).any()

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.tree_util import Partial
@@ -15,20 +14,6 @@ from fairmix_jax.attacks import crew as crews
 from fairmix_jax.classwise import Settings, evaluate
 from fairmix_jax.epoch_end import EpochEnd
 from fairmix_jax.experiment import build
-
-
-@pytest.fixture
-def compilations():
-    """A list that grows by one whenever a program is compiled."""
-    events = []
-
-    def listen(event, *_, **__):
-        if event == "/jax/core/compile/backend_compile_duration":
-            events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_a_run_traces_its_step_once_and_compiles_nothing_after_the_first_epoch(

@@ -2,36 +2,42 @@
 
 import importlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
+from jax.tree_util import Partial
 
 from fairmix_jax import cpu, torch_export
+from fairmix_jax.benchmark.subject import (
+    FORWARD,
+    INPUT_GRADIENT,
+    PARAMETER_GRADIENT,
+    TRAINING_STEP,
+    Subject,
+    passes_of,
+)
 from fairmix_jax.benchmark.timing import Contender
 from fairmix_jax.conv import lowering
+from fairmix_jax.evaluate import logits_partial
 from fairmix_jax.export import tensors
 from fairmix_jax.progress import console
-
-if TYPE_CHECKING:
-    from fairmix_jax.benchmark.throughput import Subject
 
 SEPARATOR = " | "
 """Between what a contender does, which is one of ours, and who does it."""
 
-_STEPS = 20
-_TRAINING_STEPS = 10
+_PGD_AT = TRAINING_STEP + "pgd_at"
 
 
-def contenders(subject: "Subject") -> dict[str, Contender]:
+def contenders(subject: Subject) -> dict[str, Contender]:
     """Returns `{"pgd20 | Foolbox (PyTorch)": ...}`, for each of ours what there is.
 
-    PGD has 20 steps and AutoAttack is run if ours is. PyTorch runs in both memory formats.
+    PyTorch itself runs in both memory formats, libraries on it in the faster one.
     """
     found = dict(_plain_jax(subject))
     for name, add in (
@@ -59,71 +65,63 @@ def _named(kind: str, who: str) -> str:
     return f"{kind}{SEPARATOR}{who}"
 
 
-def _plain_jax(subject: "Subject") -> Iterator[tuple[str, Contender]]:
+def _pgd(subject: Subject) -> Iterator[tuple[str, int]]:
+    """Our PGD attacks and their steps, under L-inf, which all peers have."""
+    for name in subject.contenders:
+        if subject.threat.norm == "linf" and (match := re.fullmatch(r"pgd(\d+)", name)):
+            yield name, int(match[1])
+
+
+def _plain_jax(subject: Subject) -> dict[str, Contender]:
     """Plain flax convolutions under XLA's own settings, and PGD as a loop of their gradients."""
-    images, labels, threat = subject.images, subject.labels, subject.threat
-    apply = subject.experiment.model.apply
-    cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+    logits_fn = logits_partial(subject.experiment.model.apply, subject.weights)
+    passes, threat = passes_of(subject, logits_fn), subject.threat
+    gradient, arguments = passes[INPUT_GRADIENT]
 
-    def logits_of(params: Any, batch_stats: Any, x: Any) -> Any:
-        return apply(params, batch_stats, x, train=False)[0]
-
-    def input_loss(x: Any, params: Any, batch_stats: Any) -> Any:
-        return jnp.sum(cross_entropy(logits_of(params, batch_stats, x), labels))
-
-    def parameter_loss(params: Any, batch_stats: Any, x: Any) -> Any:
-        logits, batch_stats = apply(params, batch_stats, x, train=True)
-        return jnp.mean(cross_entropy(logits, labels)), batch_stats
-
-    def attack(x: Any, params: Any, batch_stats: Any) -> Any:
+    def attack(num_steps: int, x: Any, labels: Any, logits_fn: Partial) -> Any:
         def step(_: Any, adversarial: Any) -> Any:
-            gradient = jax.grad(input_loss)(adversarial, params, batch_stats)
-            moved = adversarial + threat.epsilon / 4 * jnp.sign(gradient)
+            slope = gradient(adversarial, labels, logits_fn)[1]
+            moved = adversarial + threat.epsilon / 4 * jnp.sign(slope)
             return jnp.clip(jnp.clip(moved, x - threat.epsilon, x + threat.epsilon), *threat.bounds)
 
-        return lax.fori_loop(0, _STEPS, step, x)
+        return lax.fori_loop(0, num_steps, step, x)
 
-    params, batch_stats = subject.weights
-    programs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
-        "forward": (logits_of, (params, batch_stats, images)),
-        "input gradient": (jax.value_and_grad(input_loss), (images, params, batch_stats)),
-        "parameter gradient": (
-            jax.value_and_grad(parameter_loss, has_aux=True), (params, batch_stats, images)
-        ),
-        f"pgd{_STEPS}": (attack, (images, params, batch_stats)),
-    }  # fmt: skip
+    programs = {_named(name, "plain flax"): program for name, program in passes.items()} | {
+        _named(name, "plain flax, fori_loop"): (partial(attack, num_steps), arguments)
+        for name, num_steps in _pgd(subject)
+    }
     options = cpu.DEFAULT if jax.default_backend() == "cpu" else None
     with lowering("plain"):
-        for kind, (function, arguments) in programs.items():
-            program = jax.jit(function, compiler_options=options).lower(*arguments).compile()
-            who = "plain flax, fori_loop" if kind.startswith("pgd") else "plain flax"
-            yield _named(kind, who), partial(program, *arguments)
+        return {
+            name: partial(
+                jax.jit(function, compiler_options=options).lower(*arguments).compile(), *arguments
+            )
+            for name, (function, arguments) in programs.items()
+        }
 
 
-def _foolbox_jax(subject: "Subject", foolbox: Any) -> Iterator[tuple[str, Contender]]:
+def _foolbox_jax(subject: Subject, foolbox: Any) -> Iterator[tuple[str, Contender]]:
     """Foolbox drives its loop from Python; the model it calls is jitted, plain flax."""
-    if subject.threat.norm != "linf":
-        return
-    params, batch_stats = subject.weights
-    apply = subject.experiment.model.apply
-    logits_fn = jax.jit(lambda x: apply(params, batch_stats, x, train=False)[0])
+    logits_fn = jax.jit(logits_partial(subject.experiment.model.apply, subject.weights))
     model = foolbox.JAXModel(logits_fn, bounds=subject.threat.bounds)
-    attack = partial(_foolbox_attack(foolbox, subject), model, subject.images, subject.labels)
-    yield _named(f"pgd{_STEPS}", "Foolbox (JAX)"), attack
+    for name, num_steps in _pgd(subject):
+        attack = _foolbox_attack(foolbox, subject, num_steps)
+        run = partial(attack, model, subject.images, subject.labels)
+        yield _named(name, "Foolbox (JAX)"), run
 
 
-def _foolbox_attack(foolbox: Any, subject: "Subject") -> Callable[..., Any]:
+def _foolbox_attack(foolbox: Any, subject: Subject, num_steps: int) -> Callable[..., None]:
     epsilon = subject.threat.epsilon
-    attack = foolbox.attacks.LinfPGD(abs_stepsize=epsilon / 4, steps=_STEPS, random_start=True)
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=epsilon / 4, steps=num_steps, random_start=True)
 
-    def run(model: Any, images: Any, labels: Any) -> Any:
+    def run(model: Any, images: Any, labels: Any) -> None:
         with lowering("plain"):
             attack.run(model, images, labels, epsilon=epsilon)
 
     return run
 
 
-def _network(subject: "Subject", torch: Any) -> Any:
+def _network(subject: Subject, torch: Any) -> Any:
     """The network with the same weights as a PyTorch module."""
     from fairmix_jax import torch_model
 
@@ -135,24 +133,24 @@ def _network(subject: "Subject", torch: Any) -> Any:
     return torch_model.Normalised(network, card["mean"], card["std"]).eval()
 
 
-def _batch(subject: "Subject", torch: Any) -> tuple[Any, Any]:
-    images = torch.tensor(np.asarray(subject.images)).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor(np.asarray(subject.labels), dtype=torch.int64)
+def _in_format(subject: Subject, torch: Any, memory_format: Any) -> tuple[Any, Any, Any]:
+    """The network, the images `[B, C, H, W]` and the labels."""
+    images = torch.tensor(np.asarray(subject.images)).permute(0, 3, 1, 2)
+    labels = torch.tensor(np.asarray(subject.labels), dtype=torch.int64)
+    network = _network(subject, torch).to(memory_format=memory_format)
+    return network, images.contiguous(memory_format=memory_format), labels
 
 
-def _torch(subject: "Subject", torch: Any) -> Iterator[tuple[str, Contender]]:
+def _torch(subject: Subject, torch: Any) -> Iterator[tuple[str, Contender]]:
     """The passes and the PGD-AT step as one writes them in PyTorch, in both memory formats."""
     for layout in ("contiguous_format", "channels_last"):
-        network = _network(subject, torch).to(memory_format=getattr(torch, layout))
-        images, labels = _batch(subject, torch)
-        images = images.to(memory_format=getattr(torch, layout))
+        network, images, labels = _in_format(subject, torch, getattr(torch, layout))
         who = f"PyTorch, {layout}"
         for kind, function in _torch_passes(torch, network, images, labels).items():
             yield _named(kind, who), function
-        step = _torch_step(
-            torch, _network(subject, torch).to(memory_format=getattr(torch, layout)), subject
-        )
-        yield _named("training step, pgd_at", who), partial(step, images, labels)
+        if _PGD_AT in subject.contenders:
+            trained, *batch = _in_format(subject, torch, getattr(torch, layout))
+            yield _named(_PGD_AT, who), partial(_torch_step(torch, trained, subject), *batch)
 
 
 def _torch_passes(torch: Any, network: Any, images: Any, labels: Any) -> dict[str, Contender]:
@@ -172,13 +170,13 @@ def _torch_passes(torch: Any, network: Any, images: Any, labels: Any) -> dict[st
         network.eval()
 
     return {
-        "forward": forward,
-        "input gradient": input_gradient,
-        "parameter gradient": parameter_gradient,
+        FORWARD: forward,
+        INPUT_GRADIENT: input_gradient,
+        PARAMETER_GRADIENT: parameter_gradient,
     }
 
 
-def _torch_step(torch: Any, network: Any, subject: "Subject") -> Callable[..., None]:
+def _torch_step(torch: Any, network: Any, subject: Subject) -> Callable[..., None]:
     """PGD-AT: the attack sees running statistics; SGD with momentum, as in the config."""
     loss_of, config = torch.nn.functional.cross_entropy, subject.config
     epsilon, step_size = config.attack.epsilon, config.attack.step_size
@@ -203,36 +201,29 @@ def _torch_step(torch: Any, network: Any, subject: "Subject") -> Callable[..., N
     return step
 
 
-def _fastest(subject: "Subject", torch: Any) -> tuple[Any, Any, Any]:
-    """The network and the batch in channels_last, the faster format on recent CPUs."""
-    network = _network(subject, torch).to(memory_format=torch.channels_last)
-    images, labels = _batch(subject, torch)
-    return network, images.to(memory_format=torch.channels_last), labels
-
-
-def _foolbox_torch(subject: "Subject", torch: Any, foolbox: Any) -> Iterator[tuple[str, Contender]]:
-    if subject.threat.norm == "linf":
-        network, images, labels = _fastest(subject, torch)
-        model = foolbox.PyTorchModel(network, bounds=subject.threat.bounds, device="cpu")
-        attack = _foolbox_attack(foolbox, subject)
-        yield _named(f"pgd{_STEPS}", "Foolbox (PyTorch)"), partial(attack, model, images, labels)
+def _foolbox_torch(subject: Subject, torch: Any, foolbox: Any) -> Iterator[tuple[str, Contender]]:
+    network, *batch = _in_format(subject, torch, torch.channels_last)
+    model = foolbox.PyTorchModel(network, bounds=subject.threat.bounds, device="cpu")
+    for name, num_steps in _pgd(subject):
+        attack = _foolbox_attack(foolbox, subject, num_steps)
+        yield _named(name, "Foolbox (PyTorch)"), partial(attack, model, *batch)
 
 
 def _torchattacks(
-    subject: "Subject", torch: Any, torchattacks: Any
+    subject: Subject, torch: Any, torchattacks: Any
 ) -> Iterator[tuple[str, Contender]]:
-    if subject.threat.norm == "linf":
-        network, images, labels = _fastest(subject, torch)
-        epsilon = subject.threat.epsilon
-        attack = torchattacks.PGD(network, eps=epsilon, alpha=epsilon / 4, steps=_STEPS)
-        yield _named(f"pgd{_STEPS}", "torchattacks"), partial(attack, images, labels)
+    network, *batch = _in_format(subject, torch, torch.channels_last)
+    epsilon = subject.threat.epsilon
+    for name, num_steps in _pgd(subject):
+        attack = torchattacks.PGD(network, eps=epsilon, alpha=epsilon / 4, steps=num_steps)
+        yield _named(name, "torchattacks"), partial(attack, *batch)
 
 
 def _pyautoattack(
-    subject: "Subject", torch: Any, pyautoattack: Any
+    subject: Subject, torch: Any, pyautoattack: Any
 ) -> Iterator[tuple[str, Contender]]:
     if "autoattack" in subject.contenders:
-        network, images, labels = _fastest(subject, torch)
+        network, images, labels = _in_format(subject, torch, torch.channels_last)
         norm = {"linf": "Linf", "l2": "L2"}[subject.threat.norm]
         attack = pyautoattack.AutoAttack(
             network, norm=norm, eps=subject.threat.epsilon, seed=subject.config.seed

@@ -31,7 +31,7 @@ from fairmix_jax.trainer import hot_start
 from fairmix_jax.types import Array, Weights
 
 FORWARD, INPUT_GRADIENT, PARAMETER_GRADIENT = "forward", "input gradient", "parameter gradient"
-MATRIX_PRODUCT = "matrix product"
+MATRIX_PRODUCT, TRAINING_STEP = "matrix product", "training step, "
 PEAK_SIZE = 2048
 _STEPWISE: dict[str, Callable[..., Stepwise]] = {
     "apgd": lambda number, **threat: make_apgd(num_steps=number, **threat),
@@ -86,6 +86,12 @@ def subject_of(config: ConfigDict) -> Subject:
     Raises:
       UsageError: the config is not valid, or names an unknown attack.
     """
+    names, bases = (
+        [name.strip() for name in given.split(",") if name.strip()]
+        for given in (config.benchmark.attacks, config.benchmark.bases)
+    )
+    for name in names:
+        _parse(name)
     experiment = build(config)
     weights, is_trained = _weights(config, experiment)
     dtype = jnp.dtype(config.evaluate.search_dtype)
@@ -99,11 +105,23 @@ def subject_of(config: ConfigDict) -> Subject:
         threat = ThreatModel(threat.norm, _HARMLESS, threat.bounds)
     subject = Subject(config, experiment, weights, images, labels, threat, {}, {}, {}, {}, {})
     _add_passes(subject, logits_fn)
-    for name in filter(None, config.benchmark.attacks.split(",")):
-        _add_attack(subject, logits_fn, name.strip())
-    for name in filter(None, config.benchmark.bases.split(",")):
-        _add_steps(subject, name.strip())
+    for name in names:
+        _add_attack(subject, logits_fn, name)
+    for name in bases:
+        _add_steps(subject, name)
     return subject
+
+
+def _parse(name: str) -> tuple[str, int]:
+    """Kind and number of steps of an attack; AutoAttack has its own."""
+    if name == "autoattack":
+        return name, 0
+    if match := re.fullmatch(r"(pgd|apgd|fab-t|square)(\d+)", name):
+        return match[1], int(match[2])
+    raise UsageError(
+        f"benchmark.attacks: {name!r} is unknown; give autoattack, or pgd, apgd, fab-t or "
+        "square and a number of steps, e.g. pgd20"
+    )
 
 
 def _weights(config: ConfigDict, experiment: Experiment) -> tuple[Weights, bool]:
@@ -123,10 +141,9 @@ def _add(subject: Subject, name: str, passes: Passes, function: Callable, *argum
     subject.passes[name] = passes
 
 
-def _add_passes(subject: Subject, logits_fn: Partial) -> None:
-    """The passes themselves, which everything else is made of."""
-    images, labels, weights = subject.images, subject.labels, subject.weights
-    apply = subject.experiment.model.apply
+def passes_of(subject: Subject, logits_fn: Partial) -> dict[str, tuple[Callable, tuple]]:
+    """Returns the passes by name, as functions to compile and their arguments."""
+    images, labels, apply = subject.images, subject.labels, subject.experiment.model.apply
     cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
 
     def input_loss(images: Array, labels: Array, logits_fn: Partial) -> Array:
@@ -136,11 +153,22 @@ def _add_passes(subject: Subject, logits_fn: Partial) -> None:
         logits, batch_stats = apply(params, batch_stats, images, train=True)
         return jnp.mean(cross_entropy(logits, labels)), batch_stats
 
-    _add(subject, FORWARD, Passes(forward=1), lambda f, x: f(x), logits_fn, images)
-    gradient = jax.value_and_grad(input_loss)
-    _add(subject, INPUT_GRADIENT, Passes(gradient=1), gradient, images, labels, logits_fn)
-    gradient = jax.value_and_grad(parameter_loss, has_aux=True)
-    _add(subject, PARAMETER_GRADIENT, Passes(parameter=1), gradient, *weights, images, labels)
+    return {
+        FORWARD: (lambda logits_fn, images: logits_fn(images), (logits_fn, images)),
+        INPUT_GRADIENT: (jax.value_and_grad(input_loss), (images, labels, logits_fn)),
+        PARAMETER_GRADIENT: (
+            jax.value_and_grad(parameter_loss, has_aux=True), (*subject.weights, images, labels)
+        ),
+    }  # fmt: skip
+
+
+def _add_passes(subject: Subject, logits_fn: Partial) -> None:
+    """The passes themselves, which everything else is made of."""
+    own = Passes(forward=1), Passes(gradient=1), Passes(parameter=1)
+    for passes, (name, (function, arguments)) in zip(
+        own, passes_of(subject, logits_fn).items(), strict=True
+    ):
+        _add(subject, name, passes, function, *arguments)
     matrix = jnp.ones((PEAK_SIZE, PEAK_SIZE), subject.config.evaluate.search_dtype)
     _add(subject, MATRIX_PRODUCT, Passes(), jnp.matmul, matrix, matrix)
 
@@ -148,16 +176,10 @@ def _add_passes(subject: Subject, logits_fn: Partial) -> None:
 def _add_attack(subject: Subject, logits_fn: Partial, name: str) -> None:
     images, labels, threat = subject.images, subject.labels, subject.threat
     key = jax.random.key(subject.config.seed)
-    if name == "autoattack":
+    kind, number = _parse(name)
+    if kind == "autoattack":
         _add_autoattack(subject, logits_fn)
         return
-    match = re.fullmatch(r"(pgd|apgd|fab-t|square)(\d+)", name)
-    if not match:
-        raise UsageError(
-            f"benchmark.attacks: {name!r} is unknown; give autoattack, or pgd, apgd, fab-t or "
-            "square and a number of steps, e.g. pgd20"
-        )
-    kind, number = match[1], int(match[2])
     if kind == "pgd":
 
         def attack(logits_fn: Partial, key: Array, images: Array, labels: Array) -> Array:
@@ -198,7 +220,7 @@ def _add_autoattack(subject: Subject, logits_fn: Partial) -> None:
 def _add_steps(subject: Subject, base: str) -> None:
     config = study.override(subject.config, {"base.name": base})
     start = time.perf_counter()
-    name = f"training step, {base}"
+    name = TRAINING_STEP + base
     subject.contenders[name] = training_steps(config, subject.experiment, 1)
     subject.compile_seconds[name] = time.perf_counter() - start
     if base in ("standard", "pgd_at"):

@@ -145,4 +145,4 @@ def _work(subject: Subject) -> float:
     work = cost_model.work_of(
         lambda x: apply(weights.params, weights.batch_stats, x, train=False)[0], subject.images[:1]
     )
-    return 2.0 * work.multiply_adds + work.elements
+    return work.flops

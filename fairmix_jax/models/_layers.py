@@ -41,8 +41,7 @@ class BatchNorm(nn.Module):
     statistics follow the means of both over parts; so a batch that is split among as many
     devices, or fewer, needs no communication, and the result does not depend on their
     number. Variables are those of flax's own batch norm; the result is `x factor + shift`, two
-    numbers a channel, so that a gradient needs no normalised copy of `x` and a step on CPU
-    takes a fifth to a third less (small CNN, 128 images).
+    numbers a channel, so that a gradient needs no normalised copy of `x`.
 
     Attributes:
       num_parts: divides the batch.

@@ -117,6 +117,14 @@ def get_config(arg: str = "") -> ConfigDict:
     # --backend=ray|slurm: what each run is given there, see engines.Launch.
     config.launch = ConfigDict(engines.Launch()._asdict())
 
+    # What a study compares and predicts, see fairmix_jax/predictions.py; its report says what
+    # became of it.
+    config.study = ConfigDict()
+    config.study.arms = ConfigDict()  # {"name": "field=value field=value", ...}, its methods
+    config.study.predictions = ()
+    config.study.easy_classes = ()
+    config.study.hard_classes = ()
+
     # A grid to run instead of a single run: "field=value,value field=value,value".
     config.sweep = ""
     return config

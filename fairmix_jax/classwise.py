@@ -16,7 +16,7 @@ from fairmix_jax import (
     suite,
     verdicts,
 )
-from fairmix_jax.data import Split, batches
+from fairmix_jax.data import Split, balanced_rows, batches
 from fairmix_jax.errors import UsageError
 from fairmix_jax.progress import console
 from fairmix_jax.types import LogitsFn, ThreatModel
@@ -65,11 +65,11 @@ def evaluate(
     """Evaluates any JAX function class by class.
 
     The union counts an image as robust if it is classified correctly as it is, under every
-    attack and at every iterate of PGD; it is added where there are two attacks or more. The
-    curve, too, counts every iterate. An example's random numbers depend on the seed, the
-    attack (of PGD and its kind the number of steps) and its row only. Of several processes
-    all call this; each attacks its share of the images, all return the whole, and the main
-    one writes.
+    attack and at every iterate of PGD; it is added where there are two attacks or more, those
+    of a subset apart. The curve, too, counts every iterate. An example's random numbers
+    depend on the seed, the attack (of PGD and its kind the number of steps) and its row only.
+    Of several processes all call this; each attacks its share of the images, all return the
+    whole, and the main one writes.
 
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`; must not couple examples. Weights
@@ -105,14 +105,15 @@ def evaluate(
     )  # fmt: skip
     results, robust = {}, []
     for named in chosen:
-        results[named.name], withstood = one.attack(named)
-        robust += withstood
+        results[named.name], withstood = one.of_subset(named.num_examples).attack(named)
+        robust += [] if named.num_examples else withstood
         _tell(named.name, results[named.name])
-    if sum(named.kind != "clean" for named in chosen) > 1:
-        if all(named.kind != "clean" for named in chosen):
+    whole = [named for named in chosen if not named.num_examples]
+    if sum(named.kind != "clean" for named in whole) > 1:
+        if all(named.kind != "clean" for named in whole):
             robust.append(one.clean())
         results[UNION] = one.result(np.logical_and.reduce(robust), seconds=0.0)
-        results[UNION]["members"] = [named.name for named in chosen]
+        results[UNION]["members"] = [named.name for named in whole]
     found = {
         "classes": list(class_names),
         "threat": {"norm": threat.norm, "epsilon": threat.epsilon},
@@ -120,7 +121,7 @@ def evaluate(
         "images_sha256": verdicts.fingerprint(split.labels, batches.as_float(split.images)),
         "settings": settings._asdict(),
     }
-    return found | ({"curve": one.curve(chosen)} if settings.radii else {})
+    return found | ({"curve": one.curve(whole)} if settings.radii else {})
 
 
 class _Evaluator(NamedTuple):
@@ -142,6 +143,13 @@ class _Evaluator(NamedTuple):
         return evaluate_batchwise.Steps(
             self.threat, step_size, given.num_restarts, given.seed, given.batch_size, self.rows
         )
+
+    def of_subset(self, num_examples: int) -> "_Evaluator":
+        """The same for a class-balanced subset of the images; for all if 0."""
+        if not num_examples:
+            return self
+        chosen = balanced_rows(self.split.labels, num_examples)
+        return self._replace(split=self.split.take(chosen), rows=self.rows[chosen])
 
     def clean(self) -> np.ndarray:
         """Which images are classified correctly as they are."""

@@ -18,8 +18,8 @@ from fairmix_jax import (
     compile_tables,
     cost_model,
     evaluate_batchwise,
+    grid,
     sharding,
-    study,
     suite,
     tpu,
     trainer,
@@ -68,14 +68,14 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
             f"{mesh.size} chips of compile.topology={config.compile.topology!r}; give multiples of "
             f"{mesh.size}"
         )
-    smallest = study.override(config, {"batch_size": _granule(config, mesh)})
+    smallest = grid.override(config, {"batch_size": _granule(config, mesh)})
     experiment = build(smallest)  # a batch for many chips may be larger than the data set
     kind = devices[0].device_kind
     console.print(f"{mesh.size} x {kind}, compiling for each program ...")
     try:
         step = _training_step(config, experiment, mesh)
         found = {"training step": step} | _evaluations(config, experiment, mesh)
-        bare = _training_step(study.override(config, {"attack.num_steps": 0}), experiment, mesh)
+        bare = _training_step(grid.override(config, {"attack.num_steps": 0}), experiment, mesh)
     except DoesNotFit as error:
         raise UsageError(
             f"batch_size={config.batch_size} or evaluate.batch_size={config.evaluate.batch_size} "
@@ -229,7 +229,7 @@ def _largest_batch(
     while size is not None:
         console.print(f"compiling with batches of {size:,} ...")
         try:
-            larger = study.override(config, {"batch_size": size})
+            larger = grid.override(config, {"batch_size": size})
             found = _training_step(larger, experiment, mesh)
             needs[size] = found.arguments + found.temporaries
         except DoesNotFit:

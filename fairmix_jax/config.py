@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fairmix_jax import mixing, plugins, suite
+from fairmix_jax import mixing, plugins, predictions, suite
 from fairmix_jax.data import COMMON_FIELDS
 from fairmix_jax.errors import UsageError
 
@@ -86,6 +86,7 @@ def check(config: ConfigDict) -> None:
     for section, axis in _AXES.items():
         plugins.arguments(axis, config[section])
     suite.parse(config.evaluate.attacks)
+    predictions.parse(config.study)
     radii = list(config.evaluate.radii)
     if radii != sorted(set(radii)) or not all(0 < radius < math.inf for radius in radii):
         raise UsageError(

@@ -25,7 +25,8 @@ _FEW_CHANNELS = 4
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 lowering = jax.make_user_context("by_platform")
-"""`with lowering("plain"):` traces every `conv` as `lax.conv_general_dilated`, to compare."""
+"""`with lowering("plain"):` traces what is restated here as it is in flax, to compare: every
+`conv` as `lax.conv_general_dilated`, and the batch norm of the networks as flax's own."""
 
 
 def conv(images: Array, kernel: Array, *, stride: int = 1, padding: Padding) -> Array:

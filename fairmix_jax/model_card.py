@@ -80,9 +80,10 @@ def _headlines(evaluation: Mapping[str, Any]) -> str:
         masking = result.get("masking", {}).get("verdict", "–")
         rows.append([*cells, f"{result['worst_class_name']}", masking])
     header = ("attack", "average", "worst class", "gap", "which", "masked gradients")
+    total = max(sum(result["class_total"]) for result in evaluation["attacks"].values())
     caption = (
-        f"Accuracy in %, [95 % interval over {sum(result['class_total']):,} test images]; worst "
-        "class and gap without the bias of extremes."
+        f"Accuracy in %, [95 % interval over {total:,} test images, or the class-balanced subset "
+        "of `@`]; worst class and gap without the bias of extremes."
     )
     return markdown(Table(caption, header, rows))
 

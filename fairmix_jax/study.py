@@ -1,7 +1,5 @@
 """A study: one run, or the grid of runs that `config.sweep` describes."""
 
-import ast
-import itertools
 import json
 import time
 import traceback
@@ -12,14 +10,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fairmix_jax import cluster, engines, evaluate, gaussian_report, report, train, workdir
+from fairmix_jax import cluster, engines, evaluate, gaussian_report, grid, report, train, workdir
 from fairmix_jax import config as config_lib
 from fairmix_jax.errors import Interrupted, MembersFailed, UsageError
 from fairmix_jax.experiment import build
 from fairmix_jax.export import write_json
 from fairmix_jax.progress import console
 
-_MAX_NAME = 200
 _REPORTS = {"classes": report.write, "gaussian": gaussian_report.write}
 
 
@@ -59,7 +56,7 @@ def run(
             _run_member(config, directory, with_training=with_training)
             _report(config, directory, [directory])
         return
-    members = expand(config.sweep)
+    members = grid.expand(config.sweep)
     for field in {field for _, changes in members for field in changes}:
         config_lib.get(config, field)
     with workdir.held(directory):
@@ -136,7 +133,7 @@ def _jobs(
     for name, changes in members:
         path = directory / name
         try:
-            member = override(config, changes)
+            member = grid.override(config, changes)
             workdir.claim(path, member)
         except UsageError as error:
             board.set(name, _failed(path, error))
@@ -156,7 +153,7 @@ def _try_member(
     """Runs a member and returns its entry in `sweep.json`."""
     start = time.monotonic()
     try:
-        member = override(config, changes)
+        member = grid.override(config, changes)
         with workdir.held(path):
             workdir.claim(path, member)
             _run_member(member, path, with_training=with_training)
@@ -204,59 +201,3 @@ def _is_evaluated(config: ConfigDict, directory: Path) -> bool:
     settings = json.loads(json.dumps(config_lib.resolved(config)["evaluate"]))
     found = workdir.read_json(directory / "evaluation.json")
     return found is not None and found["settings"] == settings
-
-
-def expand(sweep: str) -> list[tuple[str, dict[str, Any]]]:
-    """Returns the members of a grid: their names and the fields they override.
-
-    `"mixing.name=none,same_class seed=0,1"` has four members, the last field varying
-    fastest; the first is named `mixing.name=none,seed=0` (`/` in values becomes `_`).
-    `"seed+data.draw=0,1"` gives two fields the same value; `"|"` separates grids that are
-    run one after the other. An empty text has no members.
-
-    Raises:
-      UsageError: the text is not of that form, or a name is too long for a folder.
-    """
-    members = {}
-    for grid in sweep.split("|") if sweep.strip() else ():
-        axes = [_axis(part) for part in grid.split()]
-        for chosen in itertools.product(*axes):
-            name = ",".join(f"{fields}={text}" for fields, text in chosen).replace("/", "_")
-            if len(name.encode()) > _MAX_NAME:
-                raise UsageError(
-                    f"sweep: the member {name!r} has a name of more than {_MAX_NAME} bytes; vary "
-                    "fewer fields, or give shorter values"
-                )
-            members[name] = {
-                field: _literal(text) for fields, text in chosen for field in fields.split("+")
-            }
-    return list(members.items())
-
-
-def _axis(part: str) -> list[tuple[str, str]]:
-    fields, _, values = part.partition("=")
-    if not (fields and all(values.split(","))):
-        raise UsageError(f"sweep={part!r} is not understood; write field=value,value")
-    return [(fields, value) for value in values.split(",")]
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def override(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
-    """A checked copy of the config with some fields changed and no sweep."""
-    member = config.copy_and_resolve_references()
-    for field, value in changes.items():
-        config_lib.get(member, field)
-        section, _, name = field.rpartition(".")
-        try:
-            (config_lib.get(member, section) if section else member)[name] = value
-        except TypeError as error:
-            raise UsageError(f"sweep: {field}={value!r} has the wrong type: {error}") from error
-    member.sweep = ""
-    config_lib.check(member)
-    return member

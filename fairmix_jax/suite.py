@@ -24,12 +24,14 @@ class Named(NamedTuple):
       kind: `"clean"`, `"fgsm"`, `"mifgsm"`, `"pgd"` or `"ensemble"`.
       num_steps: of PGD and MI-FGSM, else 0.
       version: of an ensemble, as `attacks.autoattack` takes it.
+      num_examples: of the class-balanced subset of the images that it attacks; 0 for all.
     """
 
     name: str
     kind: str
     num_steps: int = 0
     version: str | tuple[str, ...] = ()
+    num_examples: int = 0
 
 
 def parse(names: str) -> list[Named]:
@@ -38,7 +40,8 @@ def parse(names: str) -> list[Named]:
     Known are `clean`, `fgsm`, `pgdN` and `mifgsmN` (`N` steps), single members of
     AutoAttack (`apgd-ce`, `apgd-dlr`, `apgd-t`, `fab`, `fab-t`, `square`), its versions
     `autoattack`, `autoattack-plus` and `autoattack-rand`, and `fast`, which is `apgd-ce`
-    and `apgd-t`.
+    and `apgd-t`. `NAME@N` attacks a class-balanced subset of `N` of the images only, the
+    first of each class.
 
     Raises:
       UsageError: the list is empty or a name is not understood.
@@ -50,18 +53,27 @@ def parse(names: str) -> list[Named]:
 
 
 def _parse_all(names: str) -> Iterator[Named]:
-    for name in filter(None, (part.strip() for part in names.split(","))):
-        if name in ("clean", "fgsm"):
-            yield Named(name, name)
-        elif match := _STEPS.fullmatch(name):
-            yield Named(name, match[1], num_steps=int(match[2]))
-        elif name in _ENSEMBLES:
-            yield Named(name, "ensemble", version=_ENSEMBLES[name])
-        elif name in attack_makers():
-            yield Named(name, "ensemble", version=(name,))
-        else:
-            known = ["clean", "fgsm", "pgdN", "mifgsmN", *attack_makers(), *_ENSEMBLES]
+    for written in filter(None, (part.strip() for part in names.split(","))):
+        name, at, number = written.partition("@")
+        if at and not (number.isdigit() and int(number)):
             raise UsageError(
-                f"evaluate.attacks={name!r} is unknown; choose from {', '.join(known)}, "
-                "with N a number of steps, e.g. pgd20"
+                f"evaluate.attacks={written!r} is not understood; give a number of images "
+                "after '@', e.g. autoattack@500"
             )
+        yield _parse(name)._replace(name=written, num_examples=int(number or 0))
+
+
+def _parse(name: str) -> Named:
+    if name in ("clean", "fgsm"):
+        return Named(name, name)
+    if match := _STEPS.fullmatch(name):
+        return Named(name, match[1], num_steps=int(match[2]))
+    if name in _ENSEMBLES:
+        return Named(name, "ensemble", version=_ENSEMBLES[name])
+    if name in attack_makers():
+        return Named(name, "ensemble", version=(name,))
+    known = ["clean", "fgsm", "pgdN", "mifgsmN", *attack_makers(), *_ENSEMBLES]
+    raise UsageError(
+        f"evaluate.attacks={name!r} is unknown; choose from {', '.join(known)}, with N a number "
+        "of steps, e.g. pgd20"
+    )

@@ -10,7 +10,7 @@ MISSING = "–"
 
 TEXT_COLUMNS = (
     "attack", "class", "method", "verdict", "passed", "finding", "reason", "pushed into",
-    "most in class",
+    "most in class", "prediction", "statistic", "claim",
 )  # fmt: skip
 """Headings of columns that hold words, not numbers."""
 

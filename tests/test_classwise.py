@@ -82,6 +82,26 @@ def test_union_is_what_withstands_everything(found):
     assert "union" not in run(settings=Settings(attacks="clean,pgd10"))["attacks"]
 
 
+def test_an_attack_of_a_subset_tells_of_its_images_only(found, tmp_path):
+    """The first of each class, as they fare among all; no part of the union."""
+    settings = Settings(attacks="clean,pgd10,fgsm@5,fast@6", radii=(1.0,))
+    attacks = run(settings=settings, directory=tmp_path)["attacks"]
+    assert [sum(attacks[name]["class_total"]) for name in attacks] == [24, 24, 4, 6]
+    assert "union" not in attacks
+    labels = images()[1]
+    chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:3] for c in (0, 1)]))
+    kept = np.load(tmp_path / "attacks" / "fast@6" / "verdicts.npz")
+    np.testing.assert_array_equal(kept["row"], chosen)
+    whole = np.load(found[1] / "attacks" / "fast" / "verdicts.npz")
+    np.testing.assert_array_equal(kept["robust"], whole["robust"][chosen])
+
+
+@pytest.mark.parametrize("name", ["fast@", "fast@0", "fast@many"])
+def test_a_subset_has_a_number(name):
+    with pytest.raises(UsageError, match="give a number of images after '@'"):
+        run(settings=Settings(attacks=name))
+
+
 def test_union_asks_for_the_clean_image_whether_listed_or_not():
     """This model is wrong on dark images as they are, and right wherever it is attacked."""
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from fairmix_jax import comparison, intervals
+from fairmix_jax import comparison, intervals, paired
 from fairmix_jax.comparison import STATISTICS
 
 NAMES = list(STATISTICS)
@@ -77,7 +77,7 @@ def test_differences_of_equal_methods_keep_their_level(name, runs):
     for _ in range(number):
         a, shared = networks(rng, means, runs=runs, size=200, between=0.15)
         b, _ = networks(rng, means, runs=runs, size=200, between=0.15, shared=shared)
-        found = comparison.difference(a, b, STATISTICS[name])
+        found = paired.difference(a, b, STATISTICS[name])
         rejected += found.p_value < 0.05
         covered += found.interval.low <= 0 <= found.interval.high
         assert (found.p_value < 0.05) == (not found.interval.low <= 0 <= found.interval.high)
@@ -92,7 +92,7 @@ def test_a_real_difference_on_shared_images_is_found_and_pairing_helps():
         a, shared = networks(rng, means + 0.4, runs=5, size=200, difficulty=2.0)
         b, _ = networks(rng, means, runs=5, size=200, difficulty=2.0, shared=shared)
         apart, _ = networks(rng, means, runs=5, size=200, difficulty=2.0)
-        found = [comparison.difference(a, other, comparison.average) for other in (b, apart)]
+        found = [paired.difference(a, other, comparison.average) for other in (b, apart)]
         assert found[0].p_value < 0.05 and found[0].interval.low > 0
         widths.append([d.interval.high - d.interval.low for d in found])
     assert np.mean(widths, axis=0)[0] < 0.8 * np.mean(widths, axis=0)[1]
@@ -102,15 +102,48 @@ def test_shared_part_is_that_of_the_images_where_runs_are_copies():
     """Then the difference's variance is that of one pair: 0.5 * 0.5 / n of the average."""
     rng = np.random.default_rng(3)
     one, other = (rng.random((1, 400)) < 0.5 for _ in range(2))
-    found = comparison.difference([np.repeat(one, 3, 0)], [np.repeat(other, 3, 0)], comparison.gap)
+    found = paired.difference([np.repeat(one, 3, 0)], [np.repeat(other, 3, 0)], comparison.gap)
     assert found.interval.high - found.interval.estimate == pytest.approx(
         intervals_of_nothing(400)
     )  # one class has no gap, whatever the images
-    found = comparison.difference(
-        [np.repeat(one, 3, 0)], [np.repeat(other, 3, 0)], comparison.average
-    )
+    found = paired.difference([np.repeat(one, 3, 0)], [np.repeat(other, 3, 0)], comparison.average)
     error = np.std(one.astype(float) - other) / 20
     assert found.interval.high - found.interval.estimate == pytest.approx(1.96 * error, rel=0.06)
+
+
+def test_a_contrast_of_two_is_their_difference_and_of_four_a_difference_of_differences():
+    rng, means = np.random.default_rng(5), np.linspace(-1, 1, 5)
+    a, shared = networks(rng, means, runs=3, size=200)
+    b, c, d = (networks(rng, means, runs=3, size=200, shared=shared)[0] for _ in range(3))
+    for statistic in STATISTICS.values():
+        assert paired.contrast([a, b], (1, -1), statistic) == paired.difference(a, b, statistic)
+        assert paired.contrast([a, b, b, a], (1, -1, 1, -1), statistic).p_value > 0.99
+    four = paired.contrast([a, b, c, d], (1, -1, -1, 1), comparison.average).interval
+    one, other = (
+        paired.difference(*pair, comparison.average).interval for pair in ((a, b), (c, d))
+    )
+    assert four.estimate == pytest.approx(one.estimate - other.estimate)
+
+
+def test_contrasts_keep_their_level():
+    means, rng, number = np.linspace(-1, 1, 5), np.random.default_rng(6), 200
+    rejected = 0
+    for _ in range(number):
+        a, shared = networks(rng, means, runs=3, size=100, between=0.15)
+        others = [
+            networks(rng, means, runs=3, size=100, between=0.15, shared=shared)[0] for _ in range(3)
+        ]
+        found = paired.contrast([a, *others], (1, -1, -1, 1), comparison.gap)
+        rejected += found.p_value < 0.05
+    assert stats.binomtest(rejected, number, 0.05).pvalue > 0.001
+
+
+def test_contrasts_that_mean_nothing_are_refused():
+    a = [np.ones((1, 4), bool)]
+    with pytest.raises(ValueError, match="must be one a method and sum to zero"):
+        paired.contrast([a, a], (1, 1), comparison.average)
+    with pytest.raises(ValueError, match="more than two methods needs several runs"):
+        paired.contrast([a, a, a, a], (1, -1, -1, 1), comparison.average)
 
 
 def intervals_of_nothing(size):
@@ -122,9 +155,7 @@ def test_permutation_test_is_exact_against_the_binomial():
     a, b = np.zeros((1, 50), bool), np.zeros((1, 50), bool)
     a[0, :20], b[0, 12:20], b[0, 20:25] = True, True, True
     exact = stats.binomtest(12, 17).pvalue
-    assert comparison.permutation_test([a], [b], comparison.average) == pytest.approx(
-        exact, abs=0.012
-    )
+    assert paired.permutation_test([a], [b], comparison.average) == pytest.approx(exact, abs=0.012)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -136,7 +167,7 @@ def test_permutation_test_keeps_its_level(name):
         image = rng.normal(size=(5, 1, 100))
         right = rng.random((5, 2, 100)) < special.ndtr(special.ndtri(chance) + image)
         a, b = list(right[:, :1]), list(right[:, 1:])
-        rejected += comparison.permutation_test(a, b, STATISTICS[name]) < 0.05
+        rejected += paired.permutation_test(a, b, STATISTICS[name]) < 0.05
     # It may reject less often where many permutations tie, but not more often.
     assert 0.02 < rejected / number < 0.05 + 3 * (0.05 * 0.95 / number) ** 0.5
 
@@ -144,25 +175,25 @@ def test_permutation_test_keeps_its_level(name):
 def test_one_run_each_compares_two_networks():
     a, b = np.zeros((1, 50), bool), np.zeros((1, 50), bool)
     a[0, :20], b[0, 12:25] = True, True
-    found = comparison.difference([a], [b], comparison.average)
-    assert found.p_value == comparison.permutation_test([a], [b], comparison.average)
+    found = paired.difference([a], [b], comparison.average)
+    assert found.p_value == paired.permutation_test([a], [b], comparison.average)
     assert found.interval.estimate == pytest.approx(7 / 50)
 
 
 def test_unequal_runs_or_images_are_refused():
     a, b = [np.ones((2, 10), bool)], [np.ones((3, 10), bool)]
     with pytest.raises(ValueError, match="differ in runs or images"):
-        comparison.difference(a, b, comparison.average)
+        paired.difference(a, b, comparison.average)
     absent = [np.ones((1, 10), bool), np.ones((1, 0), bool)]
     with pytest.raises(ValueError, match="differ in runs or images"):
-        comparison.difference(absent, absent[::-1], comparison.average)
+        paired.difference(absent, absent[::-1], comparison.average)
     with pytest.raises(ValueError, match="one run of each"):
-        comparison.permutation_test(a, a, comparison.average)
+        paired.permutation_test(a, a, comparison.average)
 
 
 def test_nothing_varies():
     zeros = [np.zeros((3, 100), bool)] * 2
-    found = comparison.difference(zeros, zeros, comparison.worst_class)
+    found = paired.difference(zeros, zeros, comparison.worst_class)
     assert found.p_value == 1 and found.interval.high == pytest.approx(0.0295, abs=1e-4)
 
 
@@ -171,14 +202,14 @@ def test_counts_that_coincide_prove_nothing():
     rng = np.random.default_rng(5)
     a = [np.stack([rng.permutation(np.arange(50) < 31) for _ in range(2)]) for _ in range(3)]
     b = [np.stack([rng.permutation(np.arange(50) < 29) for _ in range(2)]) for _ in range(3)]
-    found = comparison.difference(a, b, comparison.average)
+    found = paired.difference(a, b, comparison.average)
     assert found.interval.estimate == pytest.approx(0.04)
     assert found.p_value > 0.2 and found.interval.low < 0 < found.interval.high
 
 
 def test_perfect_methods_are_not_told_apart():
     ones = [np.ones((3, 100), bool)] * 2
-    for found in comparison.differences(ones, ones).values():
+    for found in paired.differences(ones, ones).values():
         assert found.p_value == 1 and found.interval.high == pytest.approx(0.0295, abs=1e-4)
 
 
@@ -195,18 +226,18 @@ def test_classes_over_seeds_are_jeffreys_intervals_and_students_t():
 def test_all_statistics_at_once_are_the_single_ones():
     rng = np.random.default_rng(6)
     a, b = ([rng.random((3, 40)) < 0.6 for _ in range(4)] for _ in range(2))
-    found = comparison.differences(a, b)
-    assert found == {n: comparison.difference(a, b, s) for n, s in STATISTICS.items()}
+    found = paired.differences(a, b)
+    assert found == {n: paired.difference(a, b, s) for n, s in STATISTICS.items()}
 
 
 def test_holm_by_hand():
     # sorted 0.01, 0.02, 0.04: times 3, 2, 1 = 0.03, 0.04, 0.04
-    assert comparison.holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
-    assert comparison.holm([]) == []
+    assert paired.holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert paired.holm([]) == []
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_lies_between_the_value_and_bonferroni(values):
-    adjusted = comparison.holm(values)
+    adjusted = paired.holm(values)
     for value, new in zip(values, adjusted, strict=True):
         assert value <= new <= min(1.0, value * len(values)) + 1e-12

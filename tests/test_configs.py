@@ -6,7 +6,7 @@ import pytest
 
 from configs import base
 from fairmix_jax import config as config_lib
-from fairmix_jax import plugins, study
+from fairmix_jax import grid, plugins, study
 from fairmix_jax.errors import UsageError
 
 NAMES = sorted(
@@ -28,7 +28,7 @@ def test_config_is_valid_locked_and_plain(name, arg):
     assert config.is_locked
     for _, value in config_lib.flatten(config_lib.resolved(config)):
         assert isinstance(value, (str, int, float, bool, tuple, type(None)))
-    for _, changes in study.expand(config.sweep):
+    for _, changes in grid.expand(config.sweep):
         for field in changes:
             config_lib.get(config, field)
 
@@ -84,7 +84,7 @@ def test_base_has_a_field_for_every_member_argument():
 
 
 def test_sweep_expands_to_its_grid_in_order():
-    members = study.expand("mixing.name=none,same_class seed=0,1")
+    members = grid.expand("mixing.name=none,same_class seed=0,1")
     assert [name for name, _ in members] == [
         "mixing.name=none,seed=0",
         "mixing.name=none,seed=1",
@@ -92,13 +92,18 @@ def test_sweep_expands_to_its_grid_in_order():
         "mixing.name=same_class,seed=1",
     ]
     assert members[3][1] == {"mixing.name": "same_class", "seed": 1}
-    assert study.expand("") == []
+    assert grid.expand("") == []
+    values = [changes for _, changes in grid.expand("a=(1,2),(3,4)")]
+    assert values == [{"a": (1, 2)}, {"a": (3, 4)}]
+    assert grid.single("a=1 b=x") == {"a": 1, "b": "x"}
+    with pytest.raises(UsageError, match="'seed=0,1' has 2 members; give each field one value"):
+        grid.single("seed=0,1")
 
 
 @pytest.mark.parametrize("sweep", ["seed", "seed=", "=1", "seed=1,,2"])
 def test_malformed_sweeps_are_named(sweep):
     with pytest.raises(UsageError, match="is not understood"):
-        study.expand(sweep)
+        grid.expand(sweep)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fairmix_jax import models, plugins
+from fairmix_jax.conv import lowering
 from fairmix_jax.experiment import build_model
 
 SMALL = {
@@ -47,6 +48,18 @@ def test_logits_statistics_and_independence_of_examples(name, images):
         bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, (stats, new_stats)), strict=True)
     ]
     assert all(changed) and (len(changed) > 0) == (name != "linear")
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_is_that_of_flax(train, images):
+    model = make("preact_resnet")
+    params, stats = model.init(jax.random.key(0))
+    stats = jax.tree.map(lambda leaf: leaf + 0.5, stats)
+    apply = jax.jit(lambda x: model.apply(params, stats, x, train=train))
+    ours = apply(images)
+    with lowering("plain"):
+        plain = apply(images)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, plain)
 
 
 @pytest.mark.parametrize("norm", ["group", "none"])

@@ -57,8 +57,8 @@ def test_neither_tensorflow_nor_torch_is_imported():
 def test_only_entry_points_and_builders_see_a_config(path):
     """`ml_collections` is known to few files, and none of them is a kernel."""
     allowed = (
-        "benchmark cli compile_report config epoch_end evaluate experiment plugins steps study "
-        "subject throughput train trainer workdir"
+        "benchmark cli compile_report config epoch_end evaluate experiment grid plugins steps "
+        "study subject throughput train trainer workdir"
     ).split()
     tree = ast.parse(path.read_text())
     imported = {

@@ -73,7 +73,7 @@ def _pgd(subject: Subject) -> Iterator[tuple[str, int]]:
 
 
 def _plain_jax(subject: Subject) -> dict[str, Contender]:
-    """Plain flax convolutions under XLA's own settings, and PGD as a loop of their gradients."""
+    """Flax's own layers under XLA's own settings, and PGD as a loop of their gradients."""
     logits_fn = logits_partial(subject.experiment.model.apply, subject.weights)
     passes, threat = passes_of(subject, logits_fn), subject.threat
     gradient, arguments = passes[INPUT_GRADIENT]

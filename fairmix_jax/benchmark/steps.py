@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fairmix_jax import sharding, study, train, trainer
+from fairmix_jax import grid, sharding, train, trainer
 from fairmix_jax.benchmark import output
 from fairmix_jax.benchmark.timing import Contender, interleaved, quartiles
 from fairmix_jax.data import batches
@@ -28,8 +28,8 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
     Raises:
       UsageError: a member is not a valid config.
     """
-    members = study.expand(config.sweep) or [("config", {})]
-    configs = {name: study.override(config, changes) for name, changes in members}
+    members = grid.expand(config.sweep) or [("config", {})]
+    configs = {name: grid.override(config, changes) for name, changes in members}
     contenders = {
         name: training_steps(member, build(member), config.benchmark.steps)
         for name, member in configs.items()

@@ -13,7 +13,7 @@ import optax
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from fairmix_jax import attacks, study
+from fairmix_jax import attacks, grid
 from fairmix_jax.attacks import ThreatModel
 from fairmix_jax.attacks.apgd import make as make_apgd
 from fairmix_jax.attacks.autoattack import autoattack
@@ -218,7 +218,7 @@ def _add_autoattack(subject: Subject, logits_fn: Partial) -> None:
 
 
 def _add_steps(subject: Subject, base: str) -> None:
-    config = study.override(subject.config, {"base.name": base})
+    config = grid.override(subject.config, {"base.name": base})
     start = time.perf_counter()
     name = TRAINING_STEP + base
     subject.contenders[name] = training_steps(config, subject.experiment, 1)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fairmix_jax import cost_model, study
+from fairmix_jax import cost_model, grid
 from fairmix_jax.benchmark import output, peers
 from fairmix_jax.benchmark.subject import (
     FORWARD,
@@ -42,13 +42,13 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
     Raises:
       UsageError: a member is not a valid config, or names an unknown attack.
     """
-    members = study.expand(config.sweep) or [("config", {})]
+    members = grid.expand(config.sweep) or [("config", {})]
     subjects: dict[str, Subject] = {}
     timings: dict[str, dict[str, Timing]] = {}
     for name, changes in members:
         console.print(f"compiling {name}", markup=False)
         with _no_cache():
-            subjects[name] = subject_of(study.override(config, changes))
+            subjects[name] = subject_of(grid.override(config, changes))
         if config.benchmark.peers:
             subjects[name].contenders.update(peers.contenders(subjects[name]))
         if not config.benchmark.exponents:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fairmix_jax.conv import conv, same_padding
+from fairmix_jax.conv import conv, lowering, same_padding
 
 HiddenFn = Callable[[jax.Array], jax.Array]
 
@@ -97,6 +97,8 @@ def normaliser(kind: str, train: bool) -> Callable[[], Callable[[jax.Array], jax
     Raises:
       ValueError: unknown kind.
     """
+    if kind == "batch" and lowering.value == "plain":
+        return lambda: nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5)
     if kind == "batch":
         return lambda: BatchNorm(1, train)
     if match := re.fullmatch(r"batch:([1-9]\d*)", kind):

@@ -1,10 +1,11 @@
 """Reports over any set of runs: class-wise tables, charts, and a page that shows everything."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fairmix_jax.progress import console
-from fairmix_jax.report import charts, numbers, page, rows, runs, tables
+from fairmix_jax.report import charts, numbers, outcomes, page, rows, runs, tables
 from fairmix_jax.report.runs import Comparable, Run, find
 from fairmix_jax.tables import markdown, rich_table
 
@@ -19,7 +20,8 @@ def write(directory: Path, workdirs: Sequence[Path], *, show: bool = True) -> No
 
     Runs of different data, classes, norms, radii or test images get tables and charts of
     their own, and are never averaged together. What a run lacks is shown as
-    missing. `index.html` needs nothing else.
+    missing. `index.html` needs nothing else. Where `directory` has the `config.json` of a
+    study, methods have the names of its arms, and a table says what became of its predictions.
 
     Args:
       directory: where to.
@@ -27,11 +29,14 @@ def write(directory: Path, workdirs: Sequence[Path], *, show: bool = True) -> No
       show: whether to print.
 
     Raises:
-      UsageError: there is no run, or a method has two runs of one seed.
+      UsageError: there is no run, a method has two runs of one seed, or the study's config
+        is not valid.
     """
     found = {run.path.resolve(): run for path in workdirs for run in find(path)}
     unfinished = runs.unfinished([directory, *workdirs])
-    panels = [_panel(comparable) for comparable in runs.comparable(list(found.values()))]
+    study = runs.study_of(directory)
+    sets = runs.comparable(list(found.values()), study.get("arms", {}))
+    panels = [_panel(comparable, study) for comparable in sets]
     output = directory / "report"
     output.mkdir(parents=True, exist_ok=True)
     for name in _DRAWN:
@@ -51,11 +56,12 @@ def write(directory: Path, workdirs: Sequence[Path], *, show: bool = True) -> No
         console.print(f"report: {output / 'index.html'}  (also table.md, {', '.join(drawn)})")
 
 
-def _panel(comparable: Comparable) -> page.Panel:
+def _panel(comparable: Comparable, study: Mapping[str, Any]) -> page.Panel:
     headlines = numbers.headlines(comparable)
+    found = outcomes.outcomes(comparable, study)
     return page.Panel(
         comparable,
-        tables.of_set(comparable, headlines, numbers.differences(comparable)),
+        tables.of_set(comparable, headlines, numbers.differences(comparable), found),
         tables.of_ensembles(comparable),
         rows.of_set(comparable, headlines),
     )

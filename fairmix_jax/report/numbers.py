@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fairmix_jax import comparison, metrics
-from fairmix_jax.comparison import STATISTICS, Difference
+from fairmix_jax import comparison, metrics, paired
+from fairmix_jax.comparison import STATISTICS
 from fairmix_jax.intervals import Interval
+from fairmix_jax.paired import Difference
 from fairmix_jax.report.runs import Comparable, Group
 
 
@@ -21,7 +22,7 @@ class Headline(NamedTuple):
       plain: the statistics of `metrics.summarize` as they are, extremes with their bias.
       intervals: by name in `comparison.STATISTICS`, with estimates without that bias.
       worst_name: the class with the smallest mean accuracy.
-      boundary_error: mean over classes, `None` without a clean evaluation.
+      boundary_error: mean over classes, `None` without a clean evaluation of these images.
       rho: against the first method, see `metrics.rho`; `None` where it means nothing.
     """
 
@@ -76,7 +77,7 @@ def differences(runs: Comparable) -> list[Paired]:
     ]
     pairs = [pair for pair in found if pair is not None]
     p_values = [d.p_value for pair in pairs for d in pair.differences.values()]
-    adjusted = iter(comparison.holm(p_values))
+    adjusted = iter(paired.holm(p_values))
     return [
         pair._replace(adjusted={name: next(adjusted) for name in pair.differences})
         for pair in pairs
@@ -106,9 +107,12 @@ def _headline(runs: Comparable, group: Group, attack: str, baseline: Group) -> H
 
 
 def _boundary_error(group: Group, attack: str) -> float | None:
-    """Of the runs that have both."""
+    """Of the runs that have both, of the same images."""
     both = group.under(attack).under("clean")
     if attack == "clean" or not both.runs:
+        return None
+    clean, attacked = (both.results(name)[0]["class_total"] for name in ("clean", attack))
+    if clean != attacked:
         return None
     accuracies = both.class_accuracies("clean"), both.class_accuracies(attack)
     return float(np.nanmean(metrics.boundary_error(*accuracies)))
@@ -137,5 +141,5 @@ def _paired(baseline: Group, group: Group, attack: str) -> Paired | None:
     own, other = (pair.verdicts(attack) for pair in pairs)
     if own is None or other is None or len(images) > 1:
         return None
-    found = comparison.differences(own, other)
+    found = paired.differences(own, other)
     return Paired(attack, group.label, baseline.label, len(seeds), found, {})

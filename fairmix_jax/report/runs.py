@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fairmix_jax import comparison, verdicts
+from fairmix_jax import grid, paired, verdicts
 from fairmix_jax.classwise import UNION
 from fairmix_jax.config import flatten
 from fairmix_jax.data import COMMON_FIELDS
@@ -15,7 +16,7 @@ from fairmix_jax.errors import UsageError
 
 _NOT_A_METHOD = (
     "seed", "num_devices", "sweep", "report", "data.dir", "data.draw", "checkpoint.", "evaluate.",
-    "benchmark.", "compile.",
+    "benchmark.", "compile.", "study.",
 )  # fmt: skip
 _EVALUATED_WITH = ("step_size", "num_restarts", "search_dtype")
 
@@ -64,7 +65,7 @@ class Group(NamedTuple):
         )
         return np.where(total > 0, correct / np.maximum(total, 1), np.nan)
 
-    def verdicts(self, attack: str) -> comparison.ClassVerdicts | None:
+    def verdicts(self, attack: str) -> paired.ClassVerdicts | None:
         """For each class `[runs, n]` bool; `None` where they are not stored of the same images."""
         results = self.results(attack)
         images = {run.evaluation.get("images_sha256") for run in self.under(attack).runs}
@@ -152,22 +153,34 @@ def unfinished(paths: Sequence[Path]) -> dict[str, str]:
     return found
 
 
-def comparable(runs: Sequence[Run]) -> list[Comparable]:
+def study_of(directory: Path) -> dict[str, Any]:
+    """Returns `config.study` of the study that has this folder, empty if there is none."""
+    return _read(directory / "config.json").get("study", {})
+
+
+def comparable(
+    runs: Sequence[Run], arms: Mapping[str, str] = MappingProxyType({})
+) -> list[Comparable]:
     """Returns the runs in sets that may be compared, each grouped by method.
 
     Runs of different data, classes, norm, radius or test images are never in one set: their
     numbers mean different things. (Where the data are drawn at random, `data.draw`, their
     images may differ.)
 
+    Args:
+      runs: in the order of their methods, the baseline first.
+      arms: names of methods, each with the fields that make it, as in `config.study.arms`.
+
     Raises:
       UsageError: a method has two runs of one seed.
     """
+    changes = {name: grid.single(text) for name, text in arms.items()}
     sets: dict[str, list[Run]] = {}
     for run in runs:
         sets.setdefault(json.dumps(_identity(run)), []).append(run)
     titles = _titles([members[0].evaluation for members in sets.values()])
     return [
-        Comparable(title, members[0].evaluation["classes"], _grouped(members))
+        Comparable(title, members[0].evaluation["classes"], _grouped(members, changes))
         for title, members in zip(titles, sets.values(), strict=True)
     ]
 
@@ -176,20 +189,25 @@ def _identity(run: Run) -> list[Any]:
     evaluation, config = run.evaluation, run.config
     shared = ("data.name", "data.draw", *(f"data.{field}" for field in COMMON_FIELDS))
     arguments = {k: v for k, v in config.items() if k.startswith("data.") and k not in shared}
-    totals = [result["class_total"] for result in evaluation["attacks"].values()]
+    totals = _class_total(evaluation)
     images = None if "data.draw" in config else evaluation.get("images_sha256")
     return [
-        evaluation["dataset"], evaluation["classes"], evaluation["threat"], totals[:1], images,
+        evaluation["dataset"], evaluation["classes"], evaluation["threat"], totals, images,
         sorted(arguments.items()),
     ]  # fmt: skip
+
+
+def _class_total(evaluation: Mapping[str, Any]) -> list[int]:
+    """Images of each class; some attacks may have seen a subset only."""
+    totals = (result["class_total"] for result in evaluation["attacks"].values())
+    return max(totals, key=sum, default=[])
 
 
 def _titles(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     """What tells sets apart: data, threat and images, numbered where that is not enough."""
     titles = []
     for evaluation in evaluations:
-        threat, results = evaluation["threat"], evaluation["attacks"].values()
-        total = next((sum(result["class_total"]) for result in results), 0)
+        threat, total = evaluation["threat"], sum(_class_total(evaluation))
         titles.append(
             f"{evaluation['dataset']}, {threat['norm']} radius {threat['epsilon']:.4g}, "
             f"{total:,} test images"
@@ -200,13 +218,14 @@ def _titles(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _grouped(runs: Sequence[Run]) -> list[Group]:
-    """Groups runs by everything but the seed, labelled by what tells the groups apart."""
+def _grouped(runs: Sequence[Run], arms: Mapping[str, Mapping[str, Any]]) -> list[Group]:
+    """Groups runs by everything but the seed, labelled by arm, or what tells the groups apart."""
     methods = [_method(run) for run in runs]
     own = [method for run, method in zip(runs, methods, strict=True) if not _name(run)]
     groups: dict[str, list[Run]] = {}
     for run, method in zip(runs, methods, strict=True):
-        label = f"{_name(run)} (foreign)" if _name(run) else _label(method, own)
+        named = f"{_name(run)} (foreign)" if _name(run) else _arm(run, arms)
+        label = named or _label(method, own)
         groups.setdefault(label or run.config["base.name"], []).append(run)
     for label, members in groups.items():
         seen: dict[Any, Run] = {}
@@ -244,6 +263,15 @@ def _label(method: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> st
 
     chosen = sorted(filter(differs, method), key=lambda f: (not f.endswith(".name"), f))
     return ", ".join(f"{f.removesuffix('.name')}={method[f]}" for f in chosen)
+
+
+def _arm(run: Run, arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """The first arm whose fields are all the run's; empty if there is none."""
+    config = {field: json.dumps(value) for field, value in run.config.items()}
+    for name, changes in arms.items():
+        if all(config.get(field) == json.dumps(value) for field, value in changes.items()):
+            return name
+    return ""
 
 
 def _name(run: Run) -> str:

@@ -8,16 +8,23 @@ from fairmix_jax import metrics
 from fairmix_jax.intervals import Interval
 from fairmix_jax.report import autoattack_tables
 from fairmix_jax.report.numbers import Headline, Paired
+from fairmix_jax.report.outcomes import Outcome
 from fairmix_jax.report.runs import Comparable, Group
 from fairmix_jax.tables import MISSING, Table
 
 
 def of_set(
-    runs: Comparable, headlines: Sequence[Headline], differences: Sequence[Paired]
+    runs: Comparable,
+    headlines: Sequence[Headline],
+    differences: Sequence[Paired],
+    outcomes: Sequence[Outcome],
 ) -> list[Table]:
-    """Returns the tables of a comparable set: headlines, differences, classes, confidence."""
+    """Returns the tables of a set: headlines, differences, predictions, classes, confidence."""
     compared = [_differences(differences)] if differences else []
-    return [_headlines(runs, headlines), *compared, _classes(runs), *_confidence(runs)]
+    predicted = [_outcomes(outcomes)] if outcomes else []
+    return [
+        _headlines(runs, headlines), *compared, *predicted, _classes(runs), *_confidence(runs),
+    ]  # fmt: skip
 
 
 def of_ensembles(runs: Comparable) -> list[Table]:
@@ -79,12 +86,29 @@ def _differences(rows: Sequence[Paired]) -> Table:
         line = [row.attack, row.method, str(row.seeds)]
         for name in names:
             p_value = row.adjusted[name]
-            line += [
-                interval(row.differences[name].interval, sign="+"),
-                "<0.001" if p_value < 0.001 else f"{p_value:.3f}",
-            ]
+            line += [interval(row.differences[name].interval, sign="+"), probability(p_value)]
         lines.append(line)
     return Table(caption, header, lines)
+
+
+def _outcomes(rows: Sequence[Outcome]) -> Table:
+    header = ("prediction", "statistic", "attack", "claim", "seeds", "difference", "p", "verdict")
+    lines = []
+    for prediction, seeds, difference, adjusted in rows:
+        numbers = [MISSING, MISSING]
+        if difference is not None:
+            numbers = [interval(difference.interval, sign="+"), probability(adjusted)]
+        lines.append([
+            prediction.name, prediction.statistic.replace("_", " "), prediction.attack,
+            prediction.claim, str(seeds), *numbers,
+        ])  # fmt: skip
+    caption = (
+        "predictions, written into the config before the runs: left side less right, points of "
+        "accuracy, [95 % interval], p adjusted for all predictions (Holm); one holds or fails "
+        "where p < 0.05, and is open otherwise"
+    )
+    verdicts = [row.verdict for row in rows]
+    return Table(caption, header, [[*line, v] for line, v in zip(lines, verdicts, strict=True)])
 
 
 def _classes(runs: Comparable) -> Table:
@@ -133,6 +157,11 @@ def _confidence(runs: Comparable) -> list[Table]:
 def percent(value: float) -> str:
     """Returns a share as text in percent."""
     return f"{100 * value:.1f}" if np.isfinite(value) else MISSING
+
+
+def probability(value: float) -> str:
+    """Returns a p-value as text."""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def interval(value: Interval, sign: str = "") -> str:

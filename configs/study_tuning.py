@@ -1,0 +1,35 @@
+"""Learning rate and length of the studies' training, by validation accuracy only.
+
+PGD-AT of the small CNN on Fashion-MNIST without mixing and with pairs of one class, at about
+1,336 steps: three epochs of all images, or six of half of them. What counts is the last line
+of each `metrics.jsonl`; of the test set ten images are looked at, and nothing is read off them.
+
+Command:  TFDS_DATA_DIR=DIR python launch.py --config=configs/study_tuning.py --mode=sweep
+"""
+
+from configs import base, fashion_mnist
+
+
+def get_config(arg: str = ""):
+    """Returns the config; `:smoke` trains two narrow networks on 500 images."""
+    smoke = base.variant(arg)
+    config = fashion_mnist.get_config().unlock()
+    config.seed = 100
+    config.total_epochs = 3
+    config.averaging.decay = 0.995
+    config.mixing.law = "uniform"
+    config.evaluate.weights = "last"
+    config.evaluate.attacks = "clean"
+    config.evaluate.num_examples = 10
+    config.sweep = (
+        "optim.learning_rate=0.05,0.1,0.2 mixing.name=none,same_class "
+        "| total_epochs=6 data.num_train=30000 optim.learning_rate=0.1 "
+        "mixing.name=none,same_class"
+    )
+    if smoke:
+        config.total_epochs = 1
+        config.model.width = 8
+        config.attack.num_steps = config.validation.num_steps = 2
+        config.data.num_train = 500
+        config.sweep = "optim.learning_rate=0.1 mixing.name=none,same_class"
+    return config.lock()

@@ -1,0 +1,231 @@
+"""Differences between methods, from runs that are paired by seed and tested on the same images.
+
+What differs from run to run is estimated from the runs, with Student's t, since a few runs
+cannot be resampled: three of them, resampled, cover some 75 % where they claim 95. What the
+runs share because they share the images comes from a bootstrap that resamples the images of
+all runs alike, in which the covariance between two pairs of runs is exactly that part.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from fairmix_jax.comparison import STATISTICS, Statistic
+from fairmix_jax.intervals import Interval
+
+_RESAMPLES = 1_000
+_PERMUTATIONS = 10_000
+_NOTHING = 1e-6
+
+ClassVerdicts = Sequence[np.ndarray]
+"""For each class `[S, n]` bool: whether each of `S` runs is right on each of its images."""
+
+
+class Difference(NamedTuple):
+    """A difference between methods.
+
+    Attributes:
+      interval: with its estimate.
+      p_value: two-sided, of no difference.
+    """
+
+    interval: Interval
+    p_value: float
+
+
+def differences(
+    verdicts: ClassVerdicts, baseline: ClassVerdicts, *, level: float = 0.95
+) -> dict[str, Difference]:
+    """Returns `difference` for all of `STATISTICS`, for little more than the price of one."""
+    both = _aligned([verdicts, baseline])
+    resampled = _resampled(both)
+    return {
+        name: _contrast(both, (1, -1), resampled, statistic, level)
+        for name, statistic in STATISTICS.items()
+    }
+
+
+def difference(
+    verdicts: ClassVerdicts, baseline: ClassVerdicts, statistic: Statistic, *, level: float = 0.95
+) -> Difference:
+    """Returns the mean difference of a statistic between paired runs of two methods.
+
+    Run `s` of one is paired with run `s` of the other: give them equal seeds. With one run
+    each it compares those two networks, not the methods: the interval is that of the
+    images, the p-value that of `permutation_test`. Where nothing varies, as between worst
+    classes of 0 %, the interval is what no event among `n` images leaves possible (`3 / n`).
+
+    Extremes are those observed: their bias cancels as far as the classes of both methods are
+    tied alike. A method that ties more classes at the bottom looks worse than it is, by up to
+    one or two standard errors of a class; compare it with `over_seeds`, which has no bias.
+
+    Args:
+      verdicts, baseline: of `S` runs each, on the same images.
+      statistic: one of `STATISTICS`, or another of class accuracies.
+      level: of the interval.
+
+    Raises:
+      ValueError: the two do not have equal numbers of runs and images.
+    """
+    return contrast([verdicts, baseline], (1, -1), statistic, level=level)
+
+
+def contrast(
+    methods: Sequence[ClassVerdicts],
+    weights: Sequence[float],
+    statistic: Statistic,
+    *,
+    level: float = 0.95,
+) -> Difference:
+    """Returns the mean over runs of a weighted sum of methods, e.g. a difference of differences.
+
+    Run `s` of all methods belong together, as in `difference`, which has weights 1 and -1.
+
+    Args:
+      methods: verdicts of `S` runs each, on the same images.
+      weights: one a method; they sum to zero.
+      statistic, level: as in `difference`.
+
+    Raises:
+      ValueError: the methods do not have equal numbers of runs and images, the weights do not
+        sum to zero, or there is one run each of other than two methods.
+    """
+    if len(weights) != len(methods) or sum(weights):
+        raise ValueError(f"weights={tuple(weights)} must be one a method and sum to zero")
+    aligned = _aligned(methods)
+    return _contrast(aligned, weights, _resampled(aligned), statistic, level)
+
+
+def _contrast(
+    methods: Sequence[ClassVerdicts],
+    weights: Sequence[float],
+    resampled: np.ndarray,
+    statistic: Statistic,
+    level: float,
+) -> Difference:
+    """See `contrast`; `resampled` has the class accuracies of the methods one after another."""
+    scale = np.asarray(weights, float)
+    values = scale @ np.stack([_observed(verdicts, statistic) for verdicts in methods])
+    by_method = statistic(resampled).reshape(len(resampled), len(methods), len(values))
+    replicates = np.einsum("m,rms->rs", scale, by_method)
+    centre, largest = float(values.mean()), float(np.abs(scale).sum() / 2)
+    if len(values) == 1:
+        half = float(special.ndtri((1 + level) / 2) * replicates.std(ddof=1))
+        if len(methods) != 2:
+            raise ValueError("a contrast of more than two methods needs several runs of each")
+        p_value = permutation_test(*methods, statistic)
+    else:
+        half, p_value = _spread(values, replicates, level)
+    if half < _NOTHING:
+        size = min(right.shape[1] for right in methods[0])
+        half, p_value = 1 - (1 - level) ** (1 / size), (1 - min(abs(centre), 1.0)) ** size
+    interval = Interval(max(centre - half, -largest), centre, min(centre + half, largest))
+    return Difference(interval, p_value)
+
+
+def permutation_test(
+    verdicts: ClassVerdicts, baseline: ClassVerdicts, statistic: Statistic, *, seed: int = 0
+) -> float:
+    """Returns the two-sided p-value of equal networks, from two networks on the same images.
+
+    Under the null hypothesis the verdicts of the two on an image may be swapped. Only
+    images on which they differ matter; swapping them at random is a binomial draw a class,
+    10,000 times. Exact for that hypothesis: it is below `p` with probability at most `p`.
+
+    Args:
+      verdicts, baseline: of one run each, on the same images.
+      statistic: one of `STATISTICS`.
+      seed: of the swaps.
+
+    Raises:
+      ValueError: more than one run, or other images.
+    """
+    pairs = list(zip(*_aligned([verdicts, baseline]), strict=True))
+    if any(len(a) != 1 for a, _ in pairs):
+        raise ValueError("permutation_test compares two networks; give one run of each")
+    sizes = np.array([a.shape[1] for a, _ in pairs])
+    right = np.array([[a.sum(), b.sum()] for a, b in pairs])
+    differing = np.array([(a != b).sum() for a, b in pairs])
+    shared = np.array([(a & b).sum() for a, b in pairs])
+    rng = np.random.default_rng(seed)
+    swapped = rng.binomial(differing, 0.5, (_PERMUTATIONS, len(sizes)))
+    drawn = statistic((shared + swapped) / sizes) - statistic(
+        (shared + differing - swapped) / sizes
+    )
+    observed = statistic(right[:, 0] / sizes) - statistic(right[:, 1] / sizes)
+    extreme = np.abs(drawn) >= abs(observed) - 1e-12
+    return float((1 + extreme.sum()) / (1 + _PERMUTATIONS))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Returns p-values adjusted for their number, none smaller than before.
+
+    Rejecting those below 5 % makes any false rejection at all at most 5 % likely.
+
+    Reference: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
+    """
+    values = np.asarray(p_values, float)
+    order = np.argsort(values)
+    factors = np.arange(len(values), 0, -1)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1.0)
+    return adjusted.tolist()
+
+
+def _spread(values: np.ndarray, replicates: np.ndarray, level: float) -> tuple[float, float]:
+    """Half-width of the interval of a mean over runs, and the p-value of it being zero.
+
+    The degrees of freedom of the sum of the two variances are Satterthwaite's (1946).
+
+    Args:
+      values: `[S]`, of each run.
+      replicates: `[R, S]`, of each resampling of the images.
+      level: of the interval.
+    """
+    runs, centre = len(values), abs(float(values.mean()))
+    covariance = np.cov(replicates.T)
+    own = float(np.trace(covariance)) / runs
+    shared = max((float(covariance.sum()) - runs * own) / (runs * (runs - 1)), 0.0)
+    between = float(values.var(ddof=1)) / runs
+    if between < _NOTHING**2:  # counts coincide; their images' own noise says how little that is
+        between = max(own - shared, 0.0) / runs
+    variance = between + shared
+    if variance < _NOTHING**2:
+        return 0.0, 1.0
+    freedom = min(variance**2 / max(between**2 / (runs - 1), 1e-300), 1e6)
+    half = special.stdtrit(freedom, (1 + level) / 2) * variance**0.5
+    return float(half), float(2 * special.stdtr(freedom, -centre / variance**0.5))
+
+
+def _resampled(methods: Sequence[ClassVerdicts]) -> np.ndarray:
+    """`[R, M S, K]`: class accuracies of each run where images are resampled in their class."""
+    accuracies = [
+        _weights(number, parts[0].shape[1]) @ np.concatenate(parts).T.astype(np.float32)
+        for number, parts in enumerate(zip(*methods, strict=True))
+    ]
+    return np.stack(accuracies, axis=-1).astype(float)
+
+
+@functools.lru_cache(maxsize=1024)
+def _weights(number: int, size: int) -> np.ndarray:
+    """`[R, n]`: the share of each image of a class in each resampling."""
+    rng = np.random.default_rng((number, size))
+    counts = rng.multinomial(size, np.full(size, 1 / size), _RESAMPLES)
+    return (counts / size).astype(np.float32)
+
+
+def _observed(verdicts: ClassVerdicts, statistic: Statistic) -> np.ndarray:
+    return statistic(np.stack([right.mean(axis=1) for right in verdicts], axis=-1))
+
+
+def _aligned(methods: Sequence[ClassVerdicts]) -> list[list[np.ndarray]]:
+    """The methods' verdicts on classes that have images."""
+    groups = [[np.atleast_2d(v) for v in verdicts] for verdicts in methods]
+    if any([v.shape for v in group] != [v.shape for v in groups[0]] for group in groups):
+        raise ValueError(
+            "the methods differ in runs or images; give as many runs of each, on the same images"
+        )
+    return [[v for v in group if v.size] for group in groups]

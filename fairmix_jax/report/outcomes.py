@@ -1,0 +1,87 @@
+"""What became of the predictions of a study."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fairmix_jax import comparison, paired, predictions
+from fairmix_jax.comparison import Statistic
+from fairmix_jax.errors import UsageError
+from fairmix_jax.paired import Difference
+from fairmix_jax.predictions import EASY_MINUS_HARD, Prediction
+from fairmix_jax.report.runs import Comparable, Group
+
+_SIGNIFICANT = 0.05
+
+
+class Outcome(NamedTuple):
+    """A prediction and what the runs say of it.
+
+    Attributes:
+      prediction: the statement.
+      seeds: of how many runs of each method.
+      difference: its left side less its right one; `None` where runs are missing.
+      adjusted: p-value after Holm, for all predictions of the study together.
+    """
+
+    prediction: Prediction
+    seeds: int
+    difference: Difference | None
+    adjusted: float = 1.0
+
+    @property
+    def verdict(self) -> str:
+        """`"holds"` or `"fails"` where the difference is significant, else `"open"`."""
+        if self.difference is None:
+            return "not run"
+        if self.adjusted >= _SIGNIFICANT:
+            return "open"
+        is_right = self.difference.interval.estimate * self.prediction.sign > 0
+        return "holds" if is_right else "fails"
+
+
+def outcomes(runs: Comparable, study: Mapping[str, Any]) -> list[Outcome]:
+    """Returns what the runs say of each prediction; nothing if they say nothing of any.
+
+    Runs are paired by seed, and need the verdicts on the same images. One run a method says
+    nothing of methods, and leaves a prediction unanswered.
+
+    Args:
+      runs: whose methods are labelled with the arms of the study.
+      study: as in `config.study`.
+
+    Raises:
+      UsageError: as in `predictions.parse`, or an easy or hard class is none of the data's.
+    """
+    stated = predictions.parse(study) if study else []
+    groups = {group.label: group for group in runs.groups}
+    found = [_outcome(one, groups, _statistic(one, study, runs.classes)) for one in stated]
+    tested = [one for one in found if one.difference is not None]
+    adjusted = iter(paired.holm([one.difference.p_value for one in tested if one.difference]))
+    return [
+        one._replace(adjusted=next(adjusted)) if one.difference is not None else one
+        for one in found
+        if tested
+    ]
+
+
+def _statistic(one: Prediction, study: Mapping[str, Any], classes: Sequence[str]) -> Statistic:
+    if one.statistic != EASY_MINUS_HARD:
+        return comparison.STATISTICS[one.statistic]
+    for name in ("easy_classes", "hard_classes"):
+        if unknown := [c for c in study[name] if c not in classes]:
+            raise UsageError(f"study.{name}: {unknown[0]!r} is not one of {', '.join(classes)}")
+    easy, hard = ([classes.index(c) for c in study[f"{name}_classes"]] for name in ("easy", "hard"))
+    return comparison.easy_minus_hard(easy, hard)
+
+
+def _outcome(one: Prediction, groups: Mapping[str, Group], statistic: Statistic) -> Outcome:
+    arms = [groups[arm].under(one.attack) for arm in one.arms if arm in groups]
+    seeds = [s for s in arms[0].seeds if all(s in arm.seeds for arm in arms)] if arms else []
+    if len(arms) < len(one.arms) or len(seeds) < 2:
+        return Outcome(one, len(seeds), None)
+    chosen = [Group(a.label, [a.runs[a.seeds.index(seed)] for seed in seeds]) for a in arms]
+    images = {run.evaluation.get("images_sha256") for arm in chosen for run in arm.runs}
+    verdicts = [v for arm in chosen if (v := arm.verdicts(one.attack)) is not None]
+    if len(verdicts) < len(chosen) or len(images) > 1:
+        return Outcome(one, len(seeds), None)
+    return Outcome(one, len(seeds), paired.contrast(verdicts, one.weights, statistic))

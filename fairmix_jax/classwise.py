@@ -19,11 +19,10 @@ from fairmix_jax import (
 from fairmix_jax.data import Split, balanced_rows, batches
 from fairmix_jax.errors import UsageError
 from fairmix_jax.progress import console
+from fairmix_jax.suite import UNION
 from fairmix_jax.types import LogitsFn, ThreatModel
 
 _STATISTICS = ("average", "worst_class", "gap", "std")
-UNION = "union"
-"""The name of the union of all attacks among the results."""
 
 
 class Settings(NamedTuple):

@@ -162,7 +162,8 @@ def _evaluations(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict
             found[f"evaluation, {named.name}"] = _evaluation(named, config, experiment, mesh)
             continue
         for name, attack in members(named.version, experiment.threat).items():
-            found[f"{named.name}, {name}"] = _attack(attack, config, experiment, mesh)
+            number = named.num_examples or config.evaluate.num_examples
+            found[f"{named.name}, {name}"] = _attack(attack, number, config, experiment, mesh)
     return found
 
 
@@ -183,7 +184,10 @@ def _evaluation(
     return tpu.compiled(lambda: look.lower(arguments[0], batch, *arguments[1:]))
 
 
-def _attack(attack: Any, config: ConfigDict, experiment: Experiment, mesh: Mesh) -> Compiled:
+def _attack(
+    attack: Any, number: int, config: ConfigDict, experiment: Experiment, mesh: Mesh
+) -> Compiled:
+    """AutoAttack's member on so many test images; on all if 0."""
     num_images = len(experiment.dataset.test.labels)
     apply = _placed(partial_of(_model(experiment)), sharding.replicated(mesh))
     return tpu.compiled(
@@ -193,7 +197,7 @@ def _attack(attack: Any, config: ConfigDict, experiment: Experiment, mesh: Mesh)
             Mesh(np.asarray(mesh.devices), "device"),
             image_shape=experiment.train.images.shape[1:],
             num_classes=len(experiment.dataset.class_names),
-            num_images=-(-(config.evaluate.num_examples or num_images) // mesh.size),
+            num_images=-(-(number or num_images) // mesh.size),
             batch_size=config.evaluate.batch_size,
         )
     )

@@ -19,7 +19,6 @@ _CHOICES = {
     "mixing.stage": ("before_attack", "after_attack", "hidden"),
     "optim.name": ("sgd", "adam"),
     "optim.schedule": ("piecewise", "cosine", "linear", "constant"),
-    "evaluate.weights": ("best", "last"),
     "evaluate.search_dtype": ("float32", "bfloat16"),
     "report": ("classes", "gaussian"),
     "launch.submitit": ("", "slurm", "local"),
@@ -85,8 +84,18 @@ def check(config: ConfigDict) -> None:
             raise UsageError(f"{field}={value} is out of range; give a number in [{low}, {high}]")
     for section, axis in _AXES.items():
         plugins.arguments(axis, config[section])
-    suite.parse(config.evaluate.attacks)
-    predictions.parse(config.study)
+    weights = config.evaluate.weights
+    if weights not in ("best", "last") and not weights.endswith(".safetensors"):
+        raise UsageError(
+            f"evaluate.weights={weights!r} is unknown; choose best, last or NAME.safetensors"
+        )
+    attacks = [named.name for named in suite.parse(config.evaluate.attacks)]
+    for prediction in predictions.parse(config.study):
+        if prediction.attack not in (*attacks, suite.UNION):
+            raise UsageError(
+                f"study.predictions: {prediction.attack!r} of {prediction.name} is not among "
+                f"evaluate.attacks={config.evaluate.attacks!r}; add it there"
+            )
     radii = list(config.evaluate.radii)
     if radii != sorted(set(radii)) or not all(0 < radius < math.inf for radius in radii):
         raise UsageError(

@@ -1,6 +1,8 @@
 """Evaluation of the weights of a run, or of any other model beside runs."""
 
+import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
+from safetensors import SafetensorError
 
 from fairmix_jax import classwise, cluster, data, export, model_card
 from fairmix_jax.checkpoint import Checkpoints
@@ -29,10 +32,17 @@ def run(config: ConfigDict, experiment: Experiment, directory: Path) -> dict[str
     Returns: the content of `evaluation.json`.
 
     Raises:
-      UsageError: there is no trained model in `directory`, or an attack is unknown.
+      UsageError: there is no trained model in `directory`, an attack is unknown, or a file is
+        evaluated in the folder of a run.
     """
     given = resolved(config)["evaluate"]
+    is_file = given["weights"].endswith(".safetensors")
+    if is_file:
+        _require_no_run(directory, given["weights"])
     weights, facts = load_weights(directory, given["weights"], experiment)
+    if is_file:
+        cluster.from_main(lambda: directory.mkdir(parents=True, exist_ok=True))
+        record(directory)
     rows = data.balanced_rows(experiment.dataset.test.labels, given["num_examples"])
     apply_fn, search = experiment.model.apply, None
     if given["search_dtype"] != "float32":
@@ -100,11 +110,18 @@ def logits_partial(apply_fn: ApplyFn, weights: Weights, dtype: Any = jnp.float32
 def load_weights(
     workdir: Path, which: str, experiment: Experiment
 ) -> tuple[Weights, dict[str, Any]]:
-    """Returns the weights in `workdir`, `which` is `"best"` or `"last"`, and facts about them.
+    """Returns the weights of a run, and facts about them.
+
+    Args:
+      workdir: of the run.
+      which: `"best"`, `"last"`, or an exported model as a file, wherever it lies.
+      experiment: whose model they fit.
 
     Raises:
-      UsageError: `workdir` holds no sound checkpoint of them.
+      UsageError: `workdir` holds no sound checkpoint of them, or the file is not of this model.
     """
+    if which.endswith(".safetensors"):
+        return cluster.from_main(partial(_exported, which, experiment))
     directory = workdir / "checkpoints" / which
     restored = None
     if cluster.from_main(directory.is_dir):
@@ -116,6 +133,29 @@ def load_weights(
             "train there first with --mode=train, and for 'best' with data.val_fraction > 0"
         )
     return restored
+
+
+def _exported(path: str, experiment: Experiment) -> tuple[Weights, dict[str, Any]]:
+    try:
+        card, own = export.read_card(path), json.loads(json.dumps(experiment.model_card))
+        if differing := [name for name in own if card.get(name) != own[name]]:
+            raise ValueError(f"its {differing[0]} is {card.get(differing[0])}")
+        weights = export.read_weights(path, weights_template(experiment))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UsageError(
+            f"evaluate.weights={path!r} is not a model of this config: {error}; give its config, "
+            "or another file with its card beside it"
+        ) from error
+    return weights, {name: value for name, value in card.items() if name not in own}
+
+
+def _require_no_run(directory: Path, path: str) -> None:
+    """The folder of a run has the files of its own model."""
+    if cluster.from_main((directory / "checkpoints").exists):
+        raise UsageError(
+            f"workdir={str(directory)!r} holds a run, whose files evaluate.weights={path!r} would "
+            "replace; give another --workdir"
+        )
 
 
 def weights_template(experiment: Experiment) -> Weights:

@@ -35,31 +35,57 @@ def tensors(weights: Weights) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf, order="C") for name, leaf in _named(weights).items()}
 
 
-def load_model(workdir: Path | str) -> tuple[LogitsFn, dict[str, Any]]:
-    """Returns the model in `workdir` as a function of images, and its card.
+def load_model(path: Path | str) -> tuple[LogitsFn, dict[str, Any]]:
+    """Returns an exported model as a function of images, and its card.
 
     The function maps images `[B, H, W, C]` in pixel units to logits `[B, K]`; it is pure,
     and normal JAX code can differentiate, jit and vmap it.
 
+    Args:
+      path: the folder of a run, or `NAME.safetensors` with its card in `NAME.json` beside it.
+
     Raises:
-      FileNotFoundError: there is no exported model in `workdir`.
+      FileNotFoundError: there is no exported model there.
       ValueError: the weights do not fit the card.
     """
-    workdir = Path(workdir)
-    card = json.loads((workdir / "model.json").read_text())
-    found = load_file(str(workdir / "model.safetensors"))
+    card = read_card(path)
     model = build_model(card)
     shapes = jax.eval_shape(lambda: Weights(*model.init(jax.random.key(0))))
-    names = _named(shapes)
-    if {n: s.shape for n, s in names.items()} != {n: t.shape for n, t in found.items()}:
-        raise ValueError(f"the tensors in {workdir / 'model.safetensors'} do not fit model.json")
-    leaves = [jax.numpy.asarray(found[name]) for name in names]
-    weights = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    weights = read_weights(path, shapes)
 
     def logits_fn(images: jax.Array) -> jax.Array:
         return model.apply(weights.params, weights.batch_stats, images, train=False)[0]
 
     return logits_fn, card
+
+
+def read_card(path: Path | str) -> dict[str, Any]:
+    """Returns the card of an exported model; `path` is as in `load_model`."""
+    return json.loads(_file(path, ".json").read_text())
+
+
+def read_weights(path: Path | str, template: Weights) -> Weights:
+    """Returns the weights of an exported model.
+
+    Args:
+      path: as in `load_model`.
+      template: arrays or shapes, in the structure of the model's weights.
+
+    Raises:
+      FileNotFoundError: there is no exported model there.
+      ValueError: its tensors are not those of the template.
+    """
+    file = _file(path, ".safetensors")
+    found, names = load_file(str(file)), _named(template)
+    if {n: s.shape for n, s in names.items()} != {n: t.shape for n, t in found.items()}:
+        raise ValueError(f"the tensors in {file} do not fit the model")
+    leaves = [jax.numpy.asarray(found[name]) for name in names]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def _file(path: Path | str, suffix: str) -> Path:
+    path = Path(path)
+    return path.with_suffix(suffix) if path.suffix == ".safetensors" else path / f"model{suffix}"
 
 
 def write_json(path: Path, content: Any) -> None:

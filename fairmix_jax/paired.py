@@ -36,6 +36,18 @@ class Difference(NamedTuple):
     p_value: float
 
 
+class Noise(NamedTuple):
+    """How runs of one method differ in a statistic.
+
+    Attributes:
+      variance: of one run.
+      freedom: degrees of freedom of that estimate.
+    """
+
+    variance: float
+    freedom: int
+
+
 def differences(
     verdicts: ClassVerdicts, baseline: ClassVerdicts, *, level: float = 0.95
 ) -> dict[str, Difference]:
@@ -79,6 +91,7 @@ def contrast(
     statistic: Statistic,
     *,
     level: float = 0.95,
+    noise: Noise | None = None,
 ) -> Difference:
     """Returns the mean over runs of a weighted sum of methods, e.g. a difference of differences.
 
@@ -88,6 +101,8 @@ def contrast(
       methods: verdicts of `S` runs each, on the same images.
       weights: one a method; they sum to zero.
       statistic, level: as in `difference`.
+      noise: how runs of any method differ, which counts if these runs differ less; of no use
+        where there is one run each. From these runs alone if `None`.
 
     Raises:
       ValueError: the methods do not have equal numbers of runs and images, the weights do not
@@ -96,7 +111,30 @@ def contrast(
     if len(weights) != len(methods) or sum(weights):
         raise ValueError(f"weights={tuple(weights)} must be one a method and sum to zero")
     aligned = _aligned(methods)
-    return _contrast(aligned, weights, _resampled(aligned), statistic, level)
+    return _contrast(aligned, weights, _resampled(aligned), statistic, level, noise)
+
+
+def pooled_noise(methods: Sequence[ClassVerdicts], statistic: Statistic) -> Noise:
+    """Returns how runs differ, from several methods together.
+
+    Of `M` methods with `S` runs each it is what remains once the mean of each method and that
+    of each seed is taken away: `(M - 1)(S - 1)` degrees of freedom, where a contrast of its
+    own runs has `S - 1`. With three seeds that decides whether an interval says anything. It
+    takes methods to vary alike; a contrast whose own runs vary more does not trust it.
+
+    Args:
+      methods: verdicts of `S` runs each, run `s` of all with the same seed.
+      statistic: as in `difference`.
+
+    Raises:
+      ValueError: fewer than two methods or runs, or they differ in runs or images.
+    """
+    values = np.stack([_observed(verdicts, statistic) for verdicts in _aligned(methods)])
+    if min(values.shape) < 2:
+        raise ValueError(f"{values.shape[0]} methods of {values.shape[1]} runs; give two or more")
+    rest = values - values.mean(0, keepdims=True) - values.mean(1, keepdims=True) + values.mean()
+    freedom = (values.shape[0] - 1) * (values.shape[1] - 1)
+    return Noise(float((rest**2).sum() / freedom), freedom)
 
 
 def _contrast(
@@ -105,20 +143,27 @@ def _contrast(
     resampled: np.ndarray,
     statistic: Statistic,
     level: float,
+    noise: Noise | None = None,
 ) -> Difference:
     """See `contrast`; `resampled` has the class accuracies of the methods one after another."""
     scale = np.asarray(weights, float)
     values = scale @ np.stack([_observed(verdicts, statistic) for verdicts in methods])
     by_method = statistic(resampled).reshape(len(resampled), len(methods), len(values))
     replicates = np.einsum("m,rms->rs", scale, by_method)
-    centre, largest = float(values.mean()), float(np.abs(scale).sum() / 2)
+    centre, largest = float(values.mean()), float(np.abs(scale).sum())
+    if statistic in STATISTICS.values():  # which are not negative
+        largest /= 2
     if len(values) == 1:
         half = float(special.ndtri((1 + level) / 2) * replicates.std(ddof=1))
         if len(methods) != 2:
             raise ValueError("a contrast of more than two methods needs several runs of each")
         p_value = permutation_test(*methods, statistic)
     else:
-        half, p_value = _spread(values, replicates, level)
+        own = Noise(float(values.var(ddof=1)), len(values) - 1)
+        if noise is not None:
+            pooled = float(scale @ scale) * noise.variance
+            own = noise._replace(variance=max(pooled, own.variance))
+        half, p_value = _spread(values, replicates, own, level)
     if half < _NOTHING:
         size = min(right.shape[1] for right in methods[0])
         half, p_value = 1 - (1 - level) ** (1 / size), (1 - min(abs(centre), 1.0)) ** size
@@ -175,7 +220,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def _spread(values: np.ndarray, replicates: np.ndarray, level: float) -> tuple[float, float]:
+def _spread(
+    values: np.ndarray, replicates: np.ndarray, noise: Noise, level: float
+) -> tuple[float, float]:
     """Half-width of the interval of a mean over runs, and the p-value of it being zero.
 
     The degrees of freedom of the sum of the two variances are Satterthwaite's (1946).
@@ -183,19 +230,20 @@ def _spread(values: np.ndarray, replicates: np.ndarray, level: float) -> tuple[f
     Args:
       values: `[S]`, of each run.
       replicates: `[R, S]`, of each resampling of the images.
+      noise: of one of the values.
       level: of the interval.
     """
     runs, centre = len(values), abs(float(values.mean()))
     covariance = np.cov(replicates.T)
     own = float(np.trace(covariance)) / runs
     shared = max((float(covariance.sum()) - runs * own) / (runs * (runs - 1)), 0.0)
-    between = float(values.var(ddof=1)) / runs
+    between = noise.variance / runs
     if between < _NOTHING**2:  # counts coincide; their images' own noise says how little that is
         between = max(own - shared, 0.0) / runs
     variance = between + shared
     if variance < _NOTHING**2:
         return 0.0, 1.0
-    freedom = min(variance**2 / max(between**2 / (runs - 1), 1e-300), 1e6)
+    freedom = min(variance**2 / max(between**2 / noise.freedom, 1e-300), 1e6)
     half = special.stdtrit(freedom, (1 + level) / 2) * variance**0.5
     return float(half), float(2 * special.stdtr(freedom, -centre / variance**0.5))
 

@@ -30,8 +30,8 @@ class Prediction(NamedTuple):
       attack: as in `config.evaluate.attacks`.
       claim: in words, e.g. `"pairs < none"`.
       arms: the methods.
-      weights: one a method; what the claim says is that their sum is
-      sign: `-1` below or `+1` above zero.
+      weights: one a method.
+      sign: of the weighted sum if the claim is true, `-1` or `+1`.
     """
 
     name: str
@@ -47,11 +47,12 @@ def parse(study: Mapping[str, Any]) -> list[Prediction]:
     """Returns the predictions of `config.study`.
 
     The form is `NAME: STATISTIC(ATTACK): SIDE < SIDE`, or with `>`; a side is an arm, or on
-    both sides `ARM - ARM`, the difference of two.
+    both sides `ARM - ARM`, the difference of two. No arm appears twice.
 
     Raises:
-      UsageError: a prediction is not of that form or names an unknown arm or statistic, or
-        a class is both easy and hard, or one of the two groups is empty where it is used.
+      UsageError: a prediction is not of that form or names an unknown arm, attack or
+        statistic, or a class is both easy and hard, or one of the two groups is empty where
+        it is used.
     """
     easy, hard = (list(study[f"{name}_classes"]) for name in ("easy", "hard"))
     if set(easy) & set(hard):
@@ -81,7 +82,10 @@ def _parse(text: str, arms: Mapping[str, str]) -> Prediction:
             f"study.predictions: {statistic!r} in {text!r} is unknown; choose one of "
             f"{', '.join(known)}"
         )
-    suite.parse(attack)
+    if "," in attack:
+        raise UsageError(f"study.predictions: {attack!r} in {text!r} is a list; name one attack")
+    if attack != suite.UNION:
+        suite.parse(attack, field="study.predictions")
     sides = [side.split(" - ") for side in (left, right)]
     if len(sides[0]) != len(sides[1]) or len(sides[0]) > 2:
         raise UsageError(
@@ -102,4 +106,9 @@ def _require(named: Sequence[str], arms: Mapping[str, str], text: str) -> tuple[
                 f"study.predictions: arm {arm!r} in {text!r} is unknown; choose one of "
                 f"{', '.join(arms)}, or add it to study.arms"
             )
+    if len(set(named)) < len(named):
+        raise UsageError(
+            f"study.predictions: {text!r} names an arm twice, whose runs would count twice; "
+            "compare different arms"
+        )
     return tuple(named)

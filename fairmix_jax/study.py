@@ -10,14 +10,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fairmix_jax import cluster, engines, evaluate, gaussian_report, grid, report, train, workdir
+from fairmix_jax import cluster, engines, evaluate, grid, report, train, workdir
 from fairmix_jax import config as config_lib
 from fairmix_jax.errors import Interrupted, MembersFailed, UsageError
 from fairmix_jax.experiment import build
 from fairmix_jax.export import write_json
 from fairmix_jax.progress import console
-
-_REPORTS = {"classes": report.write, "gaussian": gaussian_report.write}
 
 
 def run(
@@ -59,6 +57,11 @@ def run(
     members = grid.expand(config.sweep)
     for field in {field for _, changes in members for field in changes}:
         config_lib.get(config, field)
+    for name, text in config.study.arms.items():
+        try:
+            grid.override(config, grid.single(text))
+        except UsageError as error:
+            raise UsageError(f"study.arms: {name!r}: {error}") from error
     with workdir.held(directory):
         workdir.claim(directory, config)
         board = _Board(directory / "sweep.json", [name for name, _ in members])
@@ -190,7 +193,12 @@ def _run_member(config: ConfigDict, directory: Path, *, with_training: bool) -> 
 
 
 def _report(config: ConfigDict, directory: Path, runs: list[Path]) -> None:
-    cluster.from_main(partial(_REPORTS[config.report], directory, runs))
+    if config.report == "gaussian":
+        from fairmix_jax import gaussian_report  # which takes seconds to import
+
+        cluster.from_main(partial(gaussian_report.write, directory, runs))
+    else:
+        cluster.from_main(partial(report.write, directory, runs))
 
 
 def _is_trained(directory: Path) -> bool:

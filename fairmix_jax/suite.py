@@ -13,6 +13,8 @@ _ENSEMBLES = {
     "autoattack-rand": "rand",
     "fast": "fast",
 }
+UNION = "union"
+"""The name of the union of all attacks among the results of an evaluation."""
 _STEPS = re.compile(r"(pgd|mifgsm)([1-9]\d*)")
 
 
@@ -34,36 +36,39 @@ class Named(NamedTuple):
     num_examples: int = 0
 
 
-def parse(names: str) -> list[Named]:
+def parse(names: str, *, field: str = "evaluate.attacks") -> list[Named]:
     """Returns the attacks in a list such as `"clean,pgd20,autoattack"`, without repeats.
 
     Known are `clean`, `fgsm`, `pgdN` and `mifgsmN` (`N` steps), single members of
     AutoAttack (`apgd-ce`, `apgd-dlr`, `apgd-t`, `fab`, `fab-t`, `square`), its versions
     `autoattack`, `autoattack-plus` and `autoattack-rand`, and `fast`, which is `apgd-ce`
-    and `apgd-t`. `NAME@N` attacks a class-balanced subset of `N` of the images only, the
-    first of each class.
+    and `apgd-t`. `NAME@N` attacks the first `N / K` images of each of the `K` classes only.
+
+    Args:
+      names: the list.
+      field: of the config, which errors name.
 
     Raises:
       UsageError: the list is empty or a name is not understood.
     """
-    parsed = list(dict.fromkeys(_parse_all(names)))
+    parsed = list(dict.fromkeys(_parse_all(names, field)))
     if not parsed:
-        raise UsageError("evaluate.attacks is empty; name at least one, e.g. clean,pgd20")
+        raise UsageError(f"{field} is empty; name at least one, e.g. clean,pgd20")
     return parsed
 
 
-def _parse_all(names: str) -> Iterator[Named]:
+def _parse_all(names: str, field: str) -> Iterator[Named]:
     for written in filter(None, (part.strip() for part in names.split(","))):
         name, at, number = written.partition("@")
         if at and not (number.isdigit() and int(number)):
             raise UsageError(
-                f"evaluate.attacks={written!r} is not understood; give a number of images "
+                f"{field}={written!r} is not understood; give a number of images "
                 "after '@', e.g. autoattack@500"
             )
-        yield _parse(name)._replace(name=written, num_examples=int(number or 0))
+        yield _parse(name, field)._replace(name=written, num_examples=int(number or 0))
 
 
-def _parse(name: str) -> Named:
+def _parse(name: str, field: str) -> Named:
     if name in ("clean", "fgsm"):
         return Named(name, name)
     if match := _STEPS.fullmatch(name):
@@ -74,6 +79,6 @@ def _parse(name: str) -> Named:
         return Named(name, "ensemble", version=(name,))
     known = ["clean", "fgsm", "pgdN", "mifgsmN", *attack_makers(), *_ENSEMBLES]
     raise UsageError(
-        f"evaluate.attacks={name!r} is unknown; choose from {', '.join(known)}, with N a number "
+        f"{field}={name!r} is unknown; choose from {', '.join(known)}, with N a number "
         "of steps, e.g. pgd20"
     )

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from fairmix_jax.attacks import Randomized, ThreatModel, autoattack, robustness_curve
+from fairmix_jax.attacks import Randomized, ThreatModel, autoattack, crew, robustness_curve
 from fairmix_jax.attacks.apgd import make as make_apgd
 from fairmix_jax.attacks.autoattack import members
 from fairmix_jax.attacks.ensemble import ensemble
@@ -221,7 +221,11 @@ def test_each_attack_breaks_some_and_changes_nothing_before_it(whole):
         np.testing.assert_array_equal(report.broken_by, expected)
 
 
-def test_curve_falls_and_neither_a_radius_nor_other_weights_compile_anything(whole, compilations):
+def test_curve_falls_and_neither_a_radius_nor_other_weights_compile_anything(
+    whole, compilations, monkeypatch
+):
+    """Of pools of one size: another number of survivors may ask for another size."""
+    monkeypatch.setattr(crew, "_EIGHTHS", (8,))
     logits_fn, epsilons = Partial(apply, weights()), [0.0, 0.005, 0.015, 0.03]
     compilations.clear()
     curve = robustness_curve(

@@ -106,6 +106,24 @@ def test_malformed_sweeps_are_named(sweep):
         grid.expand(sweep)
 
 
+@pytest.mark.parametrize(
+    ("arm", "attack", "message"),
+    [
+        ("mixing.rate=none", "pgd20", r"study.arms: 'a': mixing\.rate is not a config field"),
+        ("seed=0,1", "pgd20", r"study.arms: 'a': 'seed=0,1' has 2 members"),
+        ("seed=0", "pgd10", "'pgd10' of P is not among evaluate.attacks='clean,pgd20'"),
+    ],
+)
+def test_a_study_is_checked_before_it_begins(arm, attack, message, tmp_path):
+    config = get_config("digits_study").unlock()
+    config.study.arms = {"a": arm, "b": "seed=1"}
+    config.study.predictions = (f"P: gap({attack}): a < b",)
+    with pytest.raises(UsageError, match=message):
+        config_lib.check(config)
+        study.run(config, tmp_path, with_training=True)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_recipe_trains_its_smoke_variant_on_real_images(name, tfds_dir, tmp_path):

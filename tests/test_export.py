@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from safetensors.numpy import load_file
+from tiny import tiny
 
-from fairmix_jax import export, metrics, model_card, robustbench, torch_export
+from fairmix_jax import config as config_lib
+from fairmix_jax import evaluate, export, metrics, model_card, robustbench, torch_export
+from fairmix_jax.data import balanced_rows
 from fairmix_jax.errors import UsageError
-from fairmix_jax.experiment import build_model
+from fairmix_jax.experiment import build, build_model
 from fairmix_jax.types import Weights
 
 CARD = {
@@ -58,6 +61,40 @@ def test_safetensors_round_trip_is_bit_exact(tmp_path):
     expected = model.apply(*weights, images, train=False)[0]
     np.testing.assert_array_equal(logits_fn(images), expected)
     assert card["threat"] == {"norm": "linf", "epsilon": 8 / 255}
+
+
+def test_an_exported_file_is_evaluated_again_without_its_run(tmp_path):
+    """By its name and beside its card alone; a file of another model is refused."""
+    config = tiny(evaluate__attacks="clean,pgd2", evaluate__num_examples=50)
+    built = build(config)
+    weights = Weights(*built.model.init(jax.random.key(3)))
+    export.save_model(tmp_path, weights, built.model_card, evaluation())
+    for suffix in (".safetensors", ".json"):
+        (tmp_path / f"model{suffix}").rename(tmp_path / f"other{suffix}")
+    config.evaluate.weights = str(tmp_path / "other.safetensors")
+    config_lib.check(config)
+    again = evaluate.run(config, built, tmp_path / "again")
+    logits_fn, _ = export.load_model(config.evaluate.weights)
+    rows = balanced_rows(built.dataset.test.labels, 50)
+    split = built.dataset.test.take(rows)
+    found = logits_fn(split.images / np.float32(255)).argmax(-1) == split.labels
+    assert sum(again["attacks"]["clean"]["class_correct"]) == found.sum()
+    assert again["weights"] == config.evaluate.weights
+    assert json.loads((tmp_path / "again" / "model.json").read_text())["model"]["width"] == 8
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"holds a run, whose files .* give another --workdir"):
+        evaluate.run(config, built, tmp_path / "run")
+    whole = (tmp_path / "other.safetensors").read_bytes()
+    (tmp_path / "other.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(UsageError, match="is not a model of this config"):
+        evaluate.run(config, built, tmp_path / "again")
+    card = json.loads((tmp_path / "other.json").read_text())
+    (tmp_path / "other.json").write_text(json.dumps(card | {"mean": [0.0]}))
+    with pytest.raises(UsageError, match=r"is not a model of this config: its mean is \[0.0\]"):
+        evaluate.run(config, built, tmp_path / "again")
+    (tmp_path / "other.json").unlink()
+    with pytest.raises(UsageError, match="another file with its card beside it"):
+        evaluate.run(config, built, tmp_path / "again")
 
 
 def test_robustbench_entry_has_the_schema_of_the_benchmark():

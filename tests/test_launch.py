@@ -266,6 +266,23 @@ def test_smoke_trains_on_real_images(name, tfds_dir, tmp_path):
     assert len(totals) == 10 and len(set(totals)) == 1
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "study_mixing",
+        *(pytest.param(n, marks=pytest.mark.slow)
+          for n in ("study_theory", "study_cifar10", "study_tuning")),
+    ],
+)  # fmt: skip
+def test_studies_run_to_their_report(name, tfds_dir, tmp_path):
+    arguments = [f"--config=configs/{name}.py:smoke", f"--workdir={tmp_path}", "--mode=sweep"]
+    result = launch(*arguments, TFDS_DATA_DIR=tfds_dir)
+    assert result.returncode == 0, result.stderr
+    table = (tmp_path / "report" / "table.md").read_text()
+    tested = [row for row in table_rows(table) if row[-1] in ("holds", "fails", "open")]
+    assert bool(tested) == (name in ("study_mixing", "study_theory"))
+
+
 @pytest.mark.parametrize("name", ["quickstart", "synthetic"])
 def test_smoke_without_data(name, tmp_path):
     result = launch(f"--config=configs/{name}.py:smoke", f"--workdir={tmp_path}")

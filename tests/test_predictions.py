@@ -21,8 +21,9 @@ def study(*stated, easy=("a",), hard=("b",), arms=ARMS):
 def test_a_prediction_is_a_contrast_with_a_sign():
     (one,) = predictions.parse(study("P1: gap(pgd20): same < none"))
     assert one == ("P1", "gap", "pgd20", "same < none", ("same", "none"), (1, -1), -1)
-    (four,) = predictions.parse(study("P2, wd: average(autoattack@50): same - none > none - same"))
-    assert four.arms == ("same", "none", "none", "same") and four.weights == (1, -1, -1, 1)
+    arms = {name: "seed=0" for name in "abcd"}
+    (four,) = predictions.parse(study("P2, wd: average(autoattack@50): a - b > c - d", arms=arms))
+    assert four.arms == ("a", "b", "c", "d") and four.weights == (1, -1, -1, 1)
     assert four.name == "P2, wd" and four.attack == "autoattack@50" and four.sign == 1
 
 
@@ -31,7 +32,9 @@ def test_a_prediction_is_a_contrast_with_a_sign():
     [
         ("gap of pgd20 falls", {}, "'gap of pgd20 falls' is not understood; write 'NAME: "),
         ("P1: spread(pgd20): same < none", {}, "'spread' in .* is unknown; choose one of average"),
-        ("P1: gap(pgd): same < none", {}, r"evaluate\.attacks='pgd' is unknown"),
+        ("P1: gap(pgd): same < none", {}, r"study\.predictions='pgd' is unknown"),
+        ("P1: gap(clean,fgsm): same < none", {}, "'clean,fgsm' in .* is a list; name one attack"),
+        ("P1: gap(fgsm): none < none", {}, "names an arm twice"),
         ("P1: gap(pgd20): some < none", {}, "arm 'some' in .* is unknown; choose one of none"),
         ("P1: gap(pgd20): same - none < none", {}, "compares unlike things"),
         ("P1: gap(pgd20): same < none", dict(hard=("a",)), r"\['a'\] overlap"),
@@ -62,26 +65,26 @@ def test_runs_uphold_refute_or_leave_open(tmp_path):
     directory = write_study(tmp_path, study(*stated))
     report.write(directory, [directory], show=False)
     text = (directory / "report" / "table.md").read_text()
-    rows = table_rows(text[text.index("predictions, written") :], "| P")
-    assert [row[-1] for row in rows] == ["holds", "fails", "open", "not run"]
+    rows = table_rows(text[text.index("predictions of the study") :], "| P")
+    assert [row[-1] for row in rows] == ["holds", "fails", "open", "not answered"]
     assert rows[0][3:6] == ["same < none", "3", rows[0][5]] and rows[0][5].startswith("-32.0 [")
     assert rows[1][5].startswith("+30.0 [") and rows[3][4:7] == ["0", "–", "–"]
     assert re.search(r"\| pgd20 \| same \| 3 \|", text)  # methods have the names of their arms
 
 
-def test_p_values_are_adjusted_for_the_predictions_that_were_tested(tmp_path):
+def test_p_values_are_adjusted_for_all_predictions(tmp_path):
     stated = study("P1: gap(pgd20): same < none", "P2: average(pgd20): same > none",
                    "P3: gap(autoattack): same < none")  # fmt: skip
     (found,) = runs.comparable(runs.find(write_study(tmp_path, stated)), ARMS)
     told = outcomes.outcomes(found, stated)
-    alone = [
-        paired.difference(
-            *(group.verdicts("pgd20") for group in found.groups[::-1]), comparison.STATISTICS[name]
-        ).p_value
-        for name in ("gap", "average")
-    ]  # fmt: skip
-    assert [one.adjusted for one in told[:2]] == pytest.approx(paired.holm(alone))
-    assert told[2].difference is None and told[2].verdict == "not run"
+    pair = [group.verdicts("pgd20") for group in found.groups[::-1]]
+    alone = []
+    for name in ("gap", "average"):
+        statistic = comparison.STATISTICS[name]
+        noise = paired.pooled_noise(pair, statistic)
+        alone.append(paired.contrast(pair, (1, -1), statistic, noise=noise).p_value)
+    assert [one.adjusted for one in told] == pytest.approx(paired.holm([*alone, 1.0]))
+    assert told[2].difference is None and told[2].verdict == "not answered"
 
 
 def test_one_seed_answers_nothing(tmp_path):
@@ -97,6 +100,30 @@ def test_classes_of_the_study_must_be_those_of_the_data(tmp_path):
     (found,) = runs.comparable(runs.find(write_study(tmp_path, stated)), ARMS)
     with pytest.raises(UsageError, match=r"study\.easy_classes: 'cat' is not one of a, b"):
         outcomes.outcomes(found, stated)
+
+
+def test_a_run_has_the_name_of_the_arm_that_says_most_about_it(tmp_path):
+    make_run(tmp_path / "none", 0, "none", (80, 40))
+    make_run(tmp_path / "same", 0, "same_class", (78, 70))
+    arms = {"any": "base.name=pgd_at", "same": "base.name=pgd_at mixing.name=same_class"}
+    (found,) = runs.comparable(runs.find(tmp_path), arms)
+    assert [group.label for group in found.groups] == ["any", "same"]
+    (found,) = runs.comparable(runs.find(tmp_path), {"same": arms["same"]})
+    assert [group.label for group in found.groups] == ["same"]  # the other is no arm
+
+
+def test_arms_are_all_that_runs_may_differ_in(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / f"none{seed}", seed, "none", (80, 40))
+    config = tmp_path / "none1" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"total_epochs": 9}))
+    other = tmp_path / "none0" / "config.json"
+    other.write_text(json.dumps(json.loads(other.read_text()) | {"total_epochs": 3}))
+    with pytest.raises(UsageError, match=r"has total_epochs=3, .* has 9, and no arm of the study"):
+        runs.comparable(runs.find(tmp_path), ARMS)
+    runs.comparable(runs.find(tmp_path), {"a": "total_epochs=3", "b": "total_epochs=9.0"})
+    with pytest.raises(UsageError, match=r"no run is one of study\.arms: x"):
+        runs.comparable(runs.find(tmp_path), {"x": "mixing.name=cross_class"})
 
 
 def test_easy_minus_hard_has_a_sign():

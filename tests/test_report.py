@@ -148,6 +148,11 @@ def test_main_attack_is_what_most_methods_have(study):
     assert compared.main_attack == "pgd20"
     (only,) = runs.comparable(runs.find(study / "z_cross"))
     assert only.main_attack == "autoattack"
+    few = metrics.result([5, 5], [3, 2], ("a", "b"), seconds=1.0) | {"detail": {}}
+    attacks |= {"autoattack": few, "pgd20": make_result((10, 10))}
+    make_run(study / "of_subset", 0, "cross_class", (10, 10), attacks=attacks)
+    (only,) = runs.comparable(runs.find(study / "of_subset"))
+    assert only.main_attack == "pgd20"  # of all images
 
 
 def test_page_is_one_file_and_escapes_what_it_shows(study):

@@ -16,7 +16,7 @@ from fairmix_jax.attacks.ledger import Journal, Ledger, UnderWay
 from fairmix_jax.attacks.stepwise import Stepwise
 from fairmix_jax.types import Array, Key
 
-_SMALLEST, _HALVINGS, _CHUNK_SECONDS = 16, 4, 1.0
+_SMALLEST, _EIGHTHS, _CHUNK_SECONDS = 16, (8, 6, 4, 2, 1), 1.0
 _COMPILE_COST: dict[Stepwise, float] = {}
 """Seconds that compiling an attack took in this process, at most; what another size may cost."""
 _SPLIT, _WHOLE = PartitionSpec("device"), PartitionSpec()
@@ -47,21 +47,23 @@ class Crew(NamedTuple):
     early_exit: bool
     compact: bool
 
-    def num_slots(self, num_images: int) -> int:
-        """Slots on each device: `batch_size`, halved while the images fit and 16 are left.
+    @property
+    def sizes(self) -> list[int]:
+        """Slots that a device may have, falling: `batch_size` and some eighths of it.
 
-        Four times at most, so that an attack is compiled for five sizes at most.
+        Not below 16, nor more than five, for each of which an attack is compiled.
         """
-        slots, each = self.batch_size, -(-num_images // self.mesh.size)
-        smallest = max(each, _SMALLEST, self.batch_size // 2**_HALVINGS)
-        while slots % 2 == 0 and slots // 2 >= smallest:
-            slots //= 2
-        return slots
+        shares = [self.batch_size * eighths // 8 for eighths in _EIGHTHS]
+        return [share for share in shares if share >= _SMALLEST] or [self.batch_size]
+
+    def num_slots(self, num_images: int) -> int:
+        """Slots on each device: the smallest size with a slot for each image, else the largest."""
+        each = -(-num_images // self.mesh.size)
+        return min((size for size in self.sizes if size >= each), default=self.batch_size)
 
     def fewer(self, num_slots: int) -> int:
-        """The next smaller number of slots, or 0 if there is none."""
-        half = num_slots // 2
-        return half if self.compact and self.num_slots(half * self.mesh.size) == half else 0
+        """The next smaller size, or 0 if there is none."""
+        return max((size for size in self.sizes if size < num_slots * self.compact), default=0)
 
 
 class Gauge(NamedTuple):
@@ -102,9 +104,9 @@ def drain(
 ) -> None:
     """Runs an attack on every image that the ledger is not done with.
 
-    Pools are emptied and filled again when half of the slots are free and nothing waits
-    (with half the slots, if that saves more time than compiling for them has cost), when a
-    device has nothing left to do while others have, and when it is time to save.
+    Pools are emptied and filled again when what they hold fits into the next smaller size and
+    nothing waits (if that saves more time than compiling for it has cost), when a device has
+    nothing left to do while others have, and when it is time to save.
 
     Args:
       crew, attack: see there.
@@ -128,8 +130,9 @@ def drain(
             ledger.seconds[ledger.current] += seconds
             on_chunk(gauge)
             steps_left = num_runs * attack.num_steps - gauge.open_steps / np.maximum(gauge.taken, 1)
-            saving = 0.5 * steps_left.max() * seconds / chunk
-            few = crew.fewer(filled.num_slots) if saving > cost else 0
+            few = crew.fewer(filled.num_slots)
+            saving = (1 - few / filled.num_slots) * steps_left.max() * seconds / chunk
+            few = few if saving > cost else 0
             chunk = _next_chunk(chunk, seconds)
             is_small = not gauge.waiting.any() and gauge.taken.max() <= few
             is_uneven = not gauge.taken.all() and gauge.waiting.any()

@@ -66,7 +66,7 @@ def ensemble(
     the devices, `early_exit`, `compact` or an interruption (as far as `logits_fn` itself
     does not: on some hardware its rounding depends on the shape of the batch). Every
     adversarial image is in the ball (up to float32 rounding) and in the bounds. Programs
-    are compiled for `batch_size` and a few halves of it, and for no other radius again.
+    are compiled for `batch_size` and a few parts of it, and for no other radius again.
 
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`: any JAX function that treats

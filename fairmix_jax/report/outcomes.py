@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     def verdict(self) -> str:
         """`"holds"` or `"fails"` where the difference is significant, else `"open"`."""
         if self.difference is None:
-            return "not run"
+            return "not answered"
         if self.adjusted >= _SIGNIFICANT:
             return "open"
         is_right = self.difference.interval.estimate * self.prediction.sign > 0
@@ -42,8 +42,9 @@ class Outcome(NamedTuple):
 def outcomes(runs: Comparable, study: Mapping[str, Any]) -> list[Outcome]:
     """Returns what the runs say of each prediction; nothing if they say nothing of any.
 
-    Runs are paired by seed, and need the verdicts on the same images. One run a method says
-    nothing of methods, and leaves a prediction unanswered.
+    Runs are paired by seed, and need the verdicts on the same images. How far runs differ is
+    estimated from all methods of the set together, see `paired.pooled_noise`. One run a method
+    says nothing of methods, and leaves a prediction unanswered.
 
     Args:
       runs: whose methods are labelled with the arms of the study.
@@ -55,12 +56,12 @@ def outcomes(runs: Comparable, study: Mapping[str, Any]) -> list[Outcome]:
     stated = predictions.parse(study) if study else []
     groups = {group.label: group for group in runs.groups}
     found = [_outcome(one, groups, _statistic(one, study, runs.classes)) for one in stated]
-    tested = [one for one in found if one.difference is not None]
-    adjusted = iter(paired.holm([one.difference.p_value for one in tested if one.difference]))
+    if all(one.difference is None for one in found):
+        return []
+    p_values = [1.0 if one.difference is None else one.difference.p_value for one in found]
     return [
-        one._replace(adjusted=next(adjusted)) if one.difference is not None else one
-        for one in found
-        if tested
+        one._replace(adjusted=p_value)
+        for one, p_value in zip(found, paired.holm(p_values), strict=True)
     ]
 
 
@@ -79,9 +80,16 @@ def _outcome(one: Prediction, groups: Mapping[str, Group], statistic: Statistic)
     seeds = [s for s in arms[0].seeds if all(s in arm.seeds for arm in arms)] if arms else []
     if len(arms) < len(one.arms) or len(seeds) < 2:
         return Outcome(one, len(seeds), None)
-    chosen = [Group(a.label, [a.runs[a.seeds.index(seed)] for seed in seeds]) for a in arms]
-    images = {run.evaluation.get("images_sha256") for arm in chosen for run in arm.runs}
-    verdicts = [v for arm in chosen if (v := arm.verdicts(one.attack)) is not None]
-    if len(verdicts) < len(chosen) or len(images) > 1:
+    every = [group.under(one.attack) for group in groups.values()]
+    alike = [_of_seeds(group, seeds) for group in every if set(seeds) <= set(group.seeds)]
+    images = {run.evaluation.get("images_sha256") for group in alike for run in group.runs}
+    verdicts = {g.label: v for g in alike if (v := g.verdicts(one.attack)) is not None}
+    if len(images) > 1 or not verdicts.keys() >= set(one.arms):
         return Outcome(one, len(seeds), None)
-    return Outcome(one, len(seeds), paired.contrast(verdicts, one.weights, statistic))
+    noise = paired.pooled_noise(list(verdicts.values()), statistic)
+    chosen = [verdicts[arm] for arm in one.arms]
+    return Outcome(one, len(seeds), paired.contrast(chosen, one.weights, statistic, noise=noise))
+
+
+def _of_seeds(group: Group, seeds: Sequence[int]) -> Group:
+    return Group(group.label, [group.runs[group.seeds.index(seed)] for seed in seeds])

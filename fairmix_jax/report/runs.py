@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fairmix_jax import grid, paired, verdicts
-from fairmix_jax.classwise import UNION
 from fairmix_jax.config import flatten
 from fairmix_jax.data import COMMON_FIELDS
 from fairmix_jax.errors import UsageError
+from fairmix_jax.suite import UNION
 
 _NOT_A_METHOD = (
     "seed", "num_devices", "sweep", "report", "data.dir", "data.draw", "checkpoint.", "evaluate.",
@@ -102,13 +102,15 @@ class Comparable(NamedTuple):
 
     @property
     def main_attack(self) -> str:
-        """What charts show first: an attack most methods have, an ensemble before many steps."""
+        """What charts show first: what most methods have, of all images, ensembles first."""
 
-        def rank(name: str) -> tuple[bool, int, bool, int]:
+        def rank(name: str) -> tuple[bool, int, int, bool, int]:
             results = [result for group in self.groups for result in group.results(name)]
+            images = sum(results[0]["class_total"])
             is_ensemble = any("detail" in result for result in results)
-            steps = int("".join(filter(str.isdigit, name)) or 0)
-            return name != "clean", len(results), is_ensemble, steps
+            kind, _, _ = name.partition("@")
+            steps = int("".join(filter(str.isdigit, kind)) or 0)
+            return kind != "clean", len(results), images, is_ensemble, steps
 
         return max((name for name in self.attacks if name != UNION), key=rank)
 
@@ -169,12 +171,17 @@ def comparable(
 
     Args:
       runs: in the order of their methods, the baseline first.
-      arms: names of methods, each with the fields that make it, as in `config.study.arms`.
+      arms: names of methods, each with the fields that make it, as in `config.study.arms`; a
+        run has the name of the one that says most about it, and runs of none are left out.
 
     Raises:
-      UsageError: a method has two runs of one seed.
+      UsageError: a method has two runs of one seed, no run is of an arm, or runs differ in a
+        field that no arm sets.
     """
-    changes = {name: grid.single(text) for name, text in arms.items()}
+    changes = {name: json.loads(json.dumps(grid.single(text))) for name, text in arms.items()}
+    if changes:
+        runs = [run for run in runs if _name(run) or _arm(run, changes)]
+        _require_arms(runs, changes)
     sets: dict[str, list[Run]] = {}
     for run in runs:
         sets.setdefault(json.dumps(_identity(run)), []).append(run)
@@ -266,12 +273,29 @@ def _label(method: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> st
 
 
 def _arm(run: Run, arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """The first arm whose fields are all the run's; empty if there is none."""
-    config = {field: json.dumps(value) for field, value in run.config.items()}
-    for name, changes in arms.items():
-        if all(config.get(field) == json.dumps(value) for field, value in changes.items()):
-            return name
-    return ""
+    """Of the arms whose fields are all the run's, that with the most; empty if there is none."""
+    own = [
+        name
+        for name, changes in arms.items()
+        if all(run.config.get(field) == value for field, value in changes.items())
+    ]
+    return max(own, key=lambda name: len(arms[name]), default="")
+
+
+def _require_arms(runs: Sequence[Run], arms: Mapping[str, Mapping[str, Any]]) -> None:
+    """The arms are what the runs differ in, and nothing else."""
+    if not runs:
+        raise UsageError(f"no run is one of study.arms: {', '.join(arms)}; report others without")
+    chosen = {field for changes in arms.values() for field in changes}
+    known: dict[str, tuple[Any, Run]] = {}
+    for run in runs:
+        for field, value in () if _name(run) else _method(run).items():
+            first, other = known.setdefault(field, (value, run))
+            if first != value and field not in chosen:
+                raise UsageError(
+                    f"{other.path} has {field}={first}, {run.path} has {value}, and no arm of "
+                    "the study sets it; report runs that differ in their arms only"
+                )
 
 
 def _name(run: Run) -> str:

@@ -103,9 +103,10 @@ def _outcomes(rows: Sequence[Outcome]) -> Table:
             prediction.claim, str(seeds), *numbers,
         ])  # fmt: skip
     caption = (
-        "predictions, written into the config before the runs: left side less right, points of "
-        "accuracy, [95 % interval], p adjusted for all predictions (Holm); one holds or fails "
-        "where p < 0.05, and is open otherwise"
+        "predictions of the study's config: left side less right, points of accuracy, [95 % "
+        "interval], runs paired by seed, their noise that of all methods together where its own "
+        "is less, p adjusted for all predictions (Holm); one holds or fails where p < 0.05, and "
+        "is open otherwise"
     )
     verdicts = [row.verdict for row in rows]
     return Table(caption, header, [[*line, v] for line, v in zip(lines, verdicts, strict=True)])

@@ -1,0 +1,80 @@
+"""Study 1: does mixing within a class make robust classifiers fairer?
+
+{PGD-AT, TRADES} x {no mixing, same-class mixing of 2 and of 4 images with equal weights,
+ordinary mixup of classes} on Fashion-MNIST, small CNN, L-inf 0.1, three seeds. Learning rate and
+length are those that `configs/study_tuning.py` found best on validation data; all methods have
+the same. Clean and PGD-20 on all 10,000 test images, AutoAttack on the first 50 of each class.
+
+Command:  TFDS_DATA_DIR=DIR python launch.py --config=configs/study_mixing.py --mode=sweep
+"""
+
+from configs import base, fashion_mnist
+
+SEEDS = (0, 1, 2)
+MIXINGS = {
+    "": "mixing.name=none",
+    " k=2": "mixing.name=same_class mixing.num_samples=2",
+    " k=4": "mixing.name=same_class mixing.num_samples=4",
+    " mixup": "mixing.name=cross_class mixing.law=dirichlet",
+}
+
+# The classes that PGD-AT without mixing has least and most trouble with on validation data.
+EASY = ("Trouser", "Sandal", "Sneaker", "Bag", "Ankle boot")
+HARD = ("T-shirt/top", "Pullover", "Dress", "Coat", "Shirt")
+
+
+def get_config(arg: str = ""):
+    """Returns the config; `:smoke` trains two methods for one epoch on 1,000 images, two seeds."""
+    smoke = base.variant(arg)
+    config = fashion_mnist.get_config().unlock()
+    config.total_epochs = 3
+    config.optim.learning_rate = 0.1
+    config.averaging.decay = 0.995
+    config.mixing.law = "uniform"
+    config.evaluate.weights = "last"
+    config.evaluate.attacks = "clean,pgd20,autoattack@500"
+    config.study.easy_classes, config.study.hard_classes = EASY, HARD
+    config.study.arms = {
+        f"{name}{mixed}": f"base.name={name} {fields}"
+        for name in ("pgd_at", "trades")
+        for mixed, fields in MIXINGS.items()
+    }
+    config.study.predictions = tuple(
+        prediction for name in ("pgd_at", "trades") for prediction in _predictions(name)
+    )
+    config.sweep = grid(config.study.arms, SEEDS)
+
+    if smoke:
+        make_small(config)
+        config.sweep = grid({a: config.study.arms[a] for a in ("pgd_at", "pgd_at k=2")}, (0, 1))
+    return config.lock()
+
+
+def grid(arms, seeds) -> str:
+    """Returns the sweep of all arms, one seed after the other."""
+    return " | ".join(f"{fields} seed={seed}" for seed in seeds for fields in arms.values())
+
+
+def make_small(config) -> None:
+    """Turns a study into a smoke test."""
+    config.total_epochs = 1
+    config.model.width = 8
+    config.attack.num_steps = config.validation.num_steps = 2
+    config.data.num_train = 1_000
+    config.averaging.decay = 0.9
+    config.evaluate.attacks = "clean,pgd20,fast@20"
+    config.evaluate.num_examples = 200
+
+
+def _predictions(name: str) -> tuple[str, ...]:
+    """What theory says of a base loss (docs/theory.md, S4, S6 and S7)."""
+    return (
+        f"P1: easy_minus_hard(pgd20): {name} k=2 < {name}",
+        f"P1: easy_minus_hard(pgd20): {name} k=4 < {name} k=2",
+        f"P1: gap(pgd20): {name} k=2 < {name}",
+        f"P2: worst_class(pgd20): {name} k=2 > {name}",
+        f"P2: average(pgd20): {name} k=2 < {name}",
+        f"P3: easy_minus_hard(clean): {name} k=2 < {name}",
+        f"P4: average(clean): {name} k=2 > {name}",
+        f"control: gap(pgd20): {name} k=2 < {name} mixup",
+    )

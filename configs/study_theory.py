@@ -63,7 +63,7 @@ def get_config(arg: str = ""):
     config.sweep = study_mixing.grid(new, SEEDS)
     if smoke:
         study_mixing.make_small(config)
-        config.sweep = study_mixing.grid({"easy": new["easy"], "hard": new["hard"]}, (0, 1))
+        config.sweep = study_mixing.grid({"none": _NONE, "easy": new["easy"]}, (0, 1))
     return config.lock()
 
 

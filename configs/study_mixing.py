@@ -8,7 +8,7 @@ the same. Clean and PGD-20 on all 10,000 test images, AutoAttack on the first 50
 Command:  TFDS_DATA_DIR=DIR python launch.py --config=configs/study_mixing.py --mode=sweep
 """
 
-from configs import base, fashion_mnist
+from configs import base, study_tuning
 
 SEEDS = (0, 1, 2)
 MIXINGS = {
@@ -26,12 +26,10 @@ HARD = ("T-shirt/top", "Pullover", "Dress", "Coat", "Shirt")
 def get_config(arg: str = ""):
     """Returns the config; `:smoke` trains two methods for one epoch on 1,000 images, two seeds."""
     smoke = base.variant(arg)
-    config = fashion_mnist.get_config().unlock()
-    config.total_epochs = 3
+    config = study_tuning.get_config().unlock()
+    config.seed = 0
     config.optim.learning_rate = 0.1
-    config.averaging.decay = 0.995
-    config.mixing.law = "uniform"
-    config.evaluate.weights = "last"
+    config.evaluate.num_examples = 0
     config.evaluate.attacks = "clean,pgd20,autoattack@500"
     config.study.easy_classes, config.study.hard_classes = EASY, HARD
     config.study.arms = {
@@ -45,7 +43,7 @@ def get_config(arg: str = ""):
     config.sweep = grid(config.study.arms, SEEDS)
 
     if smoke:
-        make_small(config)
+        shrink(config)
         config.sweep = grid({a: config.study.arms[a] for a in ("pgd_at", "pgd_at k=2")}, (0, 1))
     return config.lock()
 
@@ -55,13 +53,9 @@ def grid(arms, seeds) -> str:
     return " | ".join(f"{fields} seed={seed}" for seed in seeds for fields in arms.values())
 
 
-def make_small(config) -> None:
-    """Turns a study into a smoke test."""
-    config.total_epochs = 1
-    config.model.width = 8
-    config.attack.num_steps = config.validation.num_steps = 2
-    config.data.num_train = 1_000
-    config.averaging.decay = 0.9
+def shrink(config) -> None:
+    """Turns a study of this kind into a smoke test."""
+    study_tuning.shrink(config)
     config.evaluate.attacks = "clean,pgd20,fast@20"
     config.evaluate.num_examples = 200
 

@@ -62,7 +62,7 @@ def get_config(arg: str = ""):
     config.study.predictions = PREDICTIONS
     config.sweep = study_mixing.grid(new, SEEDS)
     if smoke:
-        study_mixing.make_small(config)
+        study_mixing.shrink(config)
         config.sweep = study_mixing.grid({"none": _NONE, "easy": new["easy"]}, (0, 1))
     return config.lock()
 

@@ -11,7 +11,7 @@ from configs import base, fashion_mnist
 
 
 def get_config(arg: str = ""):
-    """Returns the config; `:smoke` trains two narrow networks on 500 images."""
+    """Returns the config; `:smoke` trains two narrow networks on 1,000 images."""
     smoke = base.variant(arg)
     config = fashion_mnist.get_config().unlock()
     config.seed = 100
@@ -27,9 +27,15 @@ def get_config(arg: str = ""):
         "mixing.name=none,same_class"
     )
     if smoke:
-        config.total_epochs = 1
-        config.model.width = 8
-        config.attack.num_steps = config.validation.num_steps = 2
-        config.data.num_train = 500
+        shrink(config)
         config.sweep = "optim.learning_rate=0.1 mixing.name=none,same_class"
     return config.lock()
+
+
+def shrink(config) -> None:
+    """Turns a study of this kind into a smoke test."""
+    config.total_epochs = 1
+    config.model.width = 8
+    config.attack.num_steps = config.validation.num_steps = 2
+    config.data.num_train = 1_000
+    config.averaging.decay = 0.9

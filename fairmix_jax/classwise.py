@@ -19,7 +19,6 @@ from fairmix_jax import (
 from fairmix_jax.data import Split, balanced_rows, batches
 from fairmix_jax.errors import UsageError
 from fairmix_jax.progress import console
-from fairmix_jax.suite import UNION
 from fairmix_jax.types import LogitsFn, ThreatModel
 
 _STATISTICS = ("average", "worst_class", "gap", "std")
@@ -111,8 +110,8 @@ def evaluate(
     if sum(named.kind != "clean" for named in whole) > 1:
         if all(named.kind != "clean" for named in whole):
             robust.append(one.clean())
-        results[UNION] = one.result(np.logical_and.reduce(robust), seconds=0.0)
-        results[UNION]["members"] = [named.name for named in whole]
+        results[suite.UNION] = one.result(np.logical_and.reduce(robust), seconds=0.0)
+        results[suite.UNION]["members"] = [named.name for named in whole]
     found = {
         "classes": list(class_names),
         "threat": {"norm": threat.norm, "epsilon": threat.epsilon},

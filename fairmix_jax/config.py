@@ -84,23 +84,7 @@ def check(config: ConfigDict) -> None:
             raise UsageError(f"{field}={value} is out of range; give a number in [{low}, {high}]")
     for section, axis in _AXES.items():
         plugins.arguments(axis, config[section])
-    weights = config.evaluate.weights
-    if weights not in ("best", "last") and not weights.endswith(".safetensors"):
-        raise UsageError(
-            f"evaluate.weights={weights!r} is unknown; choose best, last or NAME.safetensors"
-        )
-    attacks = [named.name for named in suite.parse(config.evaluate.attacks)]
-    for prediction in predictions.parse(config.study):
-        if prediction.attack not in (*attacks, suite.UNION):
-            raise UsageError(
-                f"study.predictions: {prediction.attack!r} of {prediction.name} is not among "
-                f"evaluate.attacks={config.evaluate.attacks!r}; add it there"
-            )
-    radii = list(config.evaluate.radii)
-    if radii != sorted(set(radii)) or not all(0 < radius < math.inf for radius in radii):
-        raise UsageError(
-            f"evaluate.radii={tuple(radii)} must be positive and rise, e.g. (0.5, 1.0, 1.5)"
-        )
+    _check_evaluation(config)
     if config.batch_size % config.mixing.num_groups:
         raise UsageError(
             f"mixing.num_groups={config.mixing.num_groups} does not divide "
@@ -132,6 +116,26 @@ def check(config: ConfigDict) -> None:
         raise UsageError(
             "evaluate.weights='best' needs a validation split; "
             "set data.val_fraction above 0 or evaluate.weights=last"
+        )
+
+
+def _check_evaluation(config: ConfigDict) -> None:
+    weights = config.evaluate.weights
+    if weights not in ("best", "last") and not weights.endswith(".safetensors"):
+        raise UsageError(
+            f"evaluate.weights={weights!r} is unknown; choose best, last or NAME.safetensors"
+        )
+    attacks = [named.name for named in suite.parse(config.evaluate.attacks)]
+    for prediction in predictions.parse(config.study):
+        if prediction.attack not in (*attacks, suite.UNION):
+            raise UsageError(
+                f"study.predictions: {prediction.attack!r} of {prediction.name} is not among "
+                f"evaluate.attacks={config.evaluate.attacks!r}; add it there"
+            )
+    radii = list(config.evaluate.radii)
+    if radii != sorted(set(radii)) or not all(0 < radius < math.inf for radius in radii):
+        raise UsageError(
+            f"evaluate.radii={tuple(radii)} must be positive and rise, e.g. (0.5, 1.0, 1.5)"
         )
 
 

@@ -154,9 +154,9 @@ def _contrast(
     if statistic in STATISTICS.values():  # which are not negative
         largest /= 2
     if len(values) == 1:
-        half = float(special.ndtri((1 + level) / 2) * replicates.std(ddof=1))
         if len(methods) != 2:
             raise ValueError("a contrast of more than two methods needs several runs of each")
+        half = float(special.ndtri((1 + level) / 2) * replicates.std(ddof=1))
         p_value = permutation_test(*methods, statistic)
     else:
         own = Noise(float(values.var(ddof=1)), len(values) - 1)

@@ -63,7 +63,8 @@ class Crew(NamedTuple):
 
     def fewer(self, num_slots: int) -> int:
         """The next smaller size, or 0 if there is none."""
-        return max((size for size in self.sizes if size < num_slots * self.compact), default=0)
+        smaller = [size for size in self.sizes if size < num_slots]
+        return max(smaller, default=0) if self.compact else 0
 
 
 class Gauge(NamedTuple):
@@ -132,7 +133,8 @@ def drain(
             steps_left = num_runs * attack.num_steps - gauge.open_steps / np.maximum(gauge.taken, 1)
             few = crew.fewer(filled.num_slots)
             saving = (1 - few / filled.num_slots) * steps_left.max() * seconds / chunk
-            few = few if saving > cost else 0
+            if saving <= cost:
+                few = 0
             chunk = _next_chunk(chunk, seconds)
             is_small = not gauge.waiting.any() and gauge.taken.max() <= few
             is_uneven = not gauge.taken.all() and gauge.waiting.any()

@@ -134,9 +134,7 @@ def _rho(plain: Mapping[str, float], baseline: Group, attack: str) -> float | No
 def _paired(baseline: Group, group: Group, attack: str) -> Paired | None:
     ours, theirs = group.under(attack), baseline.under(attack)
     seeds = [seed for seed in theirs.seeds if seed in ours.seeds]
-    pairs = [
-        Group(g.label, [g.runs[g.seeds.index(seed)] for seed in seeds]) for g in (ours, theirs)
-    ]
+    pairs = [group.of_seeds(seeds) for group in (ours, theirs)]
     images = {run.evaluation.get("images_sha256") for pair in pairs for run in pair.runs}
     own, other = (pair.verdicts(attack) for pair in pairs)
     if own is None or other is None or len(images) > 1:

@@ -81,7 +81,7 @@ def _outcome(one: Prediction, groups: Mapping[str, Group], statistic: Statistic)
     if len(arms) < len(one.arms) or len(seeds) < 2:
         return Outcome(one, len(seeds), None)
     every = [group.under(one.attack) for group in groups.values()]
-    alike = [_of_seeds(group, seeds) for group in every if set(seeds) <= set(group.seeds)]
+    alike = [group.of_seeds(seeds) for group in every if set(seeds) <= set(group.seeds)]
     images = {run.evaluation.get("images_sha256") for group in alike for run in group.runs}
     verdicts = {g.label: v for g in alike if (v := g.verdicts(one.attack)) is not None}
     if len(images) > 1 or not verdicts.keys() >= set(one.arms):
@@ -89,7 +89,3 @@ def _outcome(one: Prediction, groups: Mapping[str, Group], statistic: Statistic)
     noise = paired.pooled_noise(list(verdicts.values()), statistic)
     chosen = [verdicts[arm] for arm in one.arms]
     return Outcome(one, len(seeds), paired.contrast(chosen, one.weights, statistic, noise=noise))
-
-
-def _of_seeds(group: Group, seeds: Sequence[int]) -> Group:
-    return Group(group.label, [group.runs[group.seeds.index(seed)] for seed in seeds])

@@ -52,6 +52,10 @@ class Group(NamedTuple):
         """The runs that were evaluated under an attack, possibly none."""
         return Group(self.label, [r for r in self.runs if attack in r.evaluation["attacks"]])
 
+    def of_seeds(self, seeds: Sequence[int]) -> "Group":
+        """The runs of these seeds, in their order."""
+        return Group(self.label, [self.runs[self.seeds.index(seed)] for seed in seeds])
+
     def results(self, attack: str) -> list[Mapping[str, Any]]:
         """The results under an attack of the runs that have it."""
         return [run.evaluation["attacks"][attack] for run in self.under(attack).runs]

@@ -1,9 +1,9 @@
 """Study 1: does mixing within a class make robust classifiers fairer?
 
 {PGD-AT, TRADES} x {no mixing, same-class mixing of 2 and of 4 images with equal weights,
-ordinary mixup of classes} on Fashion-MNIST, small CNN, L-inf 0.1, three seeds. Learning rate and
-length are those that `configs/study_tuning.py` found best on validation data; all methods have
-the same. Clean and PGD-20 on all 10,000 test images, AutoAttack on the first 50 of each class.
+ordinary mixup of classes} on Fashion-MNIST, small CNN, L-inf 0.1, three seeds. The learning rate is
+the one that `configs/study_tuning.py` found best on validation data; all methods have the same.
+Clean and PGD-20 on all 10,000 test images, AutoAttack on the first 30 of each class.
 
 Command:  TFDS_DATA_DIR=DIR python launch.py --config=configs/study_mixing.py --mode=sweep
 """
@@ -30,7 +30,7 @@ def get_config(arg: str = ""):
     config.seed = 0
     config.optim.learning_rate = 0.1
     config.evaluate.num_examples = 0
-    config.evaluate.attacks = "clean,pgd20,autoattack@500"
+    config.evaluate.attacks = "clean,pgd20,autoattack@300"
     config.study.easy_classes, config.study.hard_classes = EASY, HARD
     config.study.arms = {
         f"{name}{mixed}": f"base.name={name} {fields}"

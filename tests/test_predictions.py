@@ -126,6 +126,24 @@ def test_arms_are_all_that_runs_may_differ_in(tmp_path):
         runs.comparable(runs.find(tmp_path), {"x": "mixing.name=cross_class"})
 
 
+def test_arguments_of_a_member_may_differ_between_members_only(tmp_path):
+    """Each base loss has a start of its own, which no arm sets."""
+    arms = {"pgd_at": "base.name=pgd_at", "trades": "base.name=trades"}
+
+    def make(number, base):
+        path = make_run(tmp_path / str(number), number, "none", (80, 40))
+        config = json.loads((path / "config.json").read_text()) | {"base": base}
+        (path / "config.json").write_text(json.dumps(config))
+
+    make(0, {"name": "pgd_at", "start": "uniform"})
+    make(1, {"name": "trades", "start": "normal", "beta": 6.0})
+    (found,) = runs.comparable(runs.find(tmp_path), arms)
+    assert [group.label for group in found.groups] == ["pgd_at", "trades"]
+    make(2, {"name": "trades", "start": "uniform", "beta": 6.0})
+    with pytest.raises(UsageError, match=r"has base\.start=normal, .* has uniform, and no arm"):
+        runs.comparable(runs.find(tmp_path), arms)
+
+
 def test_easy_minus_hard_has_a_sign():
     accuracies = np.array([[0.9, 0.5, 0.7, 0.1], [0.1, 0.5, 0.3, 0.9]])
     found = comparison.easy_minus_hard([0, 2], [3])(accuracies)

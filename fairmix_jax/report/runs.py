@@ -287,14 +287,20 @@ def _arm(run: Run, arms: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _require_arms(runs: Sequence[Run], arms: Mapping[str, Mapping[str, Any]]) -> None:
-    """The arms are what the runs differ in, and nothing else."""
+    """The arms are what the runs differ in, and nothing else.
+
+    Arguments of a member, such as `base.beta`, need only agree among runs with that member.
+    """
     if not runs:
         raise UsageError(f"no run is one of study.arms: {', '.join(arms)}; report others without")
     chosen = {field for changes in arms.values() for field in changes}
-    known: dict[str, tuple[Any, Run]] = {}
+    known: dict[tuple[str, Any], tuple[Any, Run]] = {}
     for run in runs:
-        for field, value in () if _name(run) else _method(run).items():
-            first, other = known.setdefault(field, (value, run))
+        method = {} if _name(run) else _method(run)
+        for field, value in method.items():
+            axis, _, argument = field.rpartition(".")
+            member = method.get(f"{axis}.name") if argument != "name" else None
+            first, other = known.setdefault((field, member), (value, run))
             if first != value and field not in chosen:
                 raise UsageError(
                     f"{other.path} has {field}={first}, {run.path} has {value}, and no arm of "

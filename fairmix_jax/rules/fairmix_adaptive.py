@@ -17,12 +17,13 @@ def make(
 ) -> Rule:
     """Returns mixing strengths from the validation risk `r` of each class.
 
-    The strength, a factor of `mixing.probability`, is `clip(1 + gain a, 0, 2)` with the
-    advantage `a` of mixing the class. It needs a mixing to act on; with a probability of 0.5
-    the whole range has an effect, and the mean strength stays that of uniform mixing.
+    The strength, a factor of `mixing.probability`, is `clip(1 + gain (a - mean(a)), 0, 2)`
+    with the advantage `a` of mixing the class: where nothing is clipped there is as much
+    mixing as with the same strength for all. It needs a mixing to act on; with a probability
+    of 0.5 the whole range has an effect.
 
-    * `signal="easy"`: `a = mean(r) - r`, more mixing for the classes that do well. It gives
-      up some of their accuracy and moves the boundary in favour of the others.
+    * `signal="easy"`: `a = -r`, more mixing for the classes that do well. It gives up some of
+      their accuracy and moves the boundary in favour of the others.
     * `signal="boundary"`: `a = (r - mean(r)) (1 - min(z^2, 4))` with `z = Phi^-1(r)`.
 
     Derivation (docs/theory.md, S16). In the two-class Gaussian model mixing multiplies a
@@ -58,10 +59,10 @@ def make(
         counts = getattr(statistics, risk)
         present = counts.total > 0
         risks = jnp.where(present, 1 - accuracy(counts), 0.0)
-        number = jnp.maximum(jnp.sum(present).astype(jnp.float32), 1.0)
-        excess = risks - jnp.sum(risks) / number
-        advantage = -excess if signal == "easy" else excess * _favour(risks)
-        return jnp.where(present, jnp.clip(1 + gain * advantage, 0.0, _LARGEST), 1.0)
+        advantage = _centred(risks, present)
+        advantage = -advantage if signal == "easy" else advantage * _favour(risks)
+        strength = jnp.clip(1 + gain * _centred(advantage, present), 0.0, _LARGEST)
+        return jnp.where(present, strength, 1.0)
 
     return Rule(
         lambda: jnp.ones(num_classes),
@@ -70,6 +71,11 @@ def make(
         reads=(risk,),
         update=update,
     )
+
+
+def _centred(values: Array, present: Array) -> Array:
+    number = jnp.maximum(jnp.sum(present).astype(jnp.float32), 1.0)
+    return values - jnp.sum(jnp.where(present, values, 0.0)) / number
 
 
 def _favour(risks: Array) -> Array:

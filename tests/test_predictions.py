@@ -70,6 +70,9 @@ def test_runs_uphold_refute_or_leave_open(tmp_path):
     assert rows[0][3:6] == ["same < none", "3", rows[0][5]] and rows[0][5].startswith("-32.0 [")
     assert rows[1][5].startswith("+30.0 [") and rows[3][4:7] == ["0", "–", "–"]
     assert re.search(r"\| pgd20 \| same \| 3 \|", text)  # methods have the names of their arms
+    rows = table_rows(text[text.index("accuracy in % of each class") :], "| ")
+    own, every = (next(r for r in rows if r[0] == name) for name in ("a", "mean of easy"))
+    assert own[1:] == every[1:]  # a is the only easy class
 
 
 def test_p_values_are_adjusted_for_all_predictions(tmp_path):
@@ -84,6 +87,7 @@ def test_p_values_are_adjusted_for_all_predictions(tmp_path):
         noise = paired.pooled_noise(pair, statistic)
         alone.append(paired.contrast(pair, (1, -1), statistic, noise=noise).p_value)
     assert [one.adjusted for one in told] == pytest.approx(paired.holm([*alone, 1.0]))
+    assert told[0].alone == paired.contrast(pair, (1, -1), comparison.gap).p_value
     assert told[2].difference is None and told[2].verdict == "not answered"
 
 

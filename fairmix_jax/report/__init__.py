@@ -61,7 +61,7 @@ def _panel(comparable: Comparable, study: Mapping[str, Any]) -> page.Panel:
     found = outcomes.outcomes(comparable, study)
     return page.Panel(
         comparable,
-        tables.of_set(comparable, headlines, numbers.differences(comparable), found),
+        tables.of_set(comparable, headlines, numbers.differences(comparable), found, study),
         tables.of_ensembles(comparable),
         rows.of_set(comparable, headlines),
     )

@@ -21,12 +21,14 @@ class Outcome(NamedTuple):
       seeds: of how many runs of each method.
       difference: its left side less its right one; `None` where runs are missing.
       adjusted: p-value after Holm, for all predictions of the study together.
+      alone: p-value, not adjusted, that trusts the noise of its own runs only.
     """
 
     prediction: Prediction
     seeds: int
     difference: Difference | None
     adjusted: float = 1.0
+    alone: float = 1.0
 
     @property
     def verdict(self) -> str:
@@ -88,4 +90,6 @@ def _outcome(one: Prediction, groups: Mapping[str, Group], statistic: Statistic)
         return Outcome(one, len(seeds), None)
     noise = paired.pooled_noise(list(verdicts.values()), statistic)
     chosen = [verdicts[arm] for arm in one.arms]
-    return Outcome(one, len(seeds), paired.contrast(chosen, one.weights, statistic, noise=noise))
+    found = paired.contrast(chosen, one.weights, statistic, noise=noise)
+    alone = paired.contrast(chosen, one.weights, statistic).p_value
+    return Outcome(one, len(seeds), found, alone=alone)

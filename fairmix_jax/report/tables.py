@@ -1,6 +1,7 @@
 """The tables of a report, as texts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +19,14 @@ def of_set(
     headlines: Sequence[Headline],
     differences: Sequence[Paired],
     outcomes: Sequence[Outcome],
+    study: Mapping[str, Any],
 ) -> list[Table]:
     """Returns the tables of a set: headlines, differences, predictions, classes, confidence."""
-    compared = [_differences(differences)] if differences else []
+    compared = [_differences(differences, is_aside=bool(outcomes))] if differences else []
     predicted = [_outcomes(outcomes)] if outcomes else []
     return [
-        _headlines(runs, headlines), *compared, *predicted, _classes(runs), *_confidence(runs),
+        _headlines(runs, headlines), *compared, *predicted, _classes(runs, study),
+        *_confidence(runs),
     ]  # fmt: skip
 
 
@@ -69,7 +72,7 @@ def _headline(row: Headline) -> list[str]:
     ]  # fmt: skip
 
 
-def _differences(rows: Sequence[Paired]) -> Table:
+def _differences(rows: Sequence[Paired], *, is_aside: bool) -> Table:
     names = list(rows[0].differences)
     header = ["attack", "method", "seeds"]
     for name in names:
@@ -81,6 +84,8 @@ def _differences(rows: Sequence[Paired]) -> Table:
     )
     if any(row.seeds == 1 for row in rows):
         caption += "; with one seed it compares two networks, not two methods"
+    if is_aside:
+        caption += "; it explores, what the study predicted has a table of its own"
     lines = []
     for row in rows:
         line = [row.attack, row.method, str(row.seeds)]
@@ -92,27 +97,30 @@ def _differences(rows: Sequence[Paired]) -> Table:
 
 
 def _outcomes(rows: Sequence[Outcome]) -> Table:
-    header = ("prediction", "statistic", "attack", "claim", "seeds", "difference", "p", "verdict")
+    header = (
+        "prediction", "statistic", "attack", "claim", "seeds", "difference", "p", "p alone",
+        "verdict",
+    )  # fmt: skip
     lines = []
-    for prediction, seeds, difference, adjusted in rows:
-        numbers = [MISSING, MISSING]
-        if difference is not None:
-            numbers = [interval(difference.interval, sign="+"), probability(adjusted)]
+    for row in rows:
+        numbers = [MISSING] * 3
+        if row.difference is not None:
+            p_values = probability(row.adjusted), probability(row.alone)
+            numbers = [interval(row.difference.interval, sign="+"), *p_values]
         lines.append([
-            prediction.name, prediction.statistic.replace("_", " "), prediction.attack,
-            prediction.claim, str(seeds), *numbers,
+            row.prediction.name, row.prediction.statistic.replace("_", " "),
+            row.prediction.attack, row.prediction.claim, str(row.seeds), *numbers, row.verdict,
         ])  # fmt: skip
     caption = (
         "predictions of the study's config: left side less right, points of accuracy, [95 % "
         "interval], runs paired by seed, their noise that of all methods together where its own "
         "is less, p adjusted for all predictions (Holm); one holds or fails where p < 0.05, and "
-        "is open otherwise"
+        "is open otherwise; p alone is not adjusted and knows no noise but its own runs'"
     )
-    verdicts = [row.verdict for row in rows]
-    return Table(caption, header, [[*line, v] for line, v in zip(lines, verdicts, strict=True)])
+    return Table(caption, header, lines)
 
 
-def _classes(runs: Comparable) -> Table:
+def _classes(runs: Comparable, study: Mapping[str, Any]) -> Table:
     columns: list[tuple[Group, str]] = [
         (g, a) for a in runs.attacks for g in runs.groups if g.results(a)
     ]
@@ -123,6 +131,9 @@ def _classes(runs: Comparable) -> Table:
         [name, *(percent(mean[number]) for mean in means)]
         for number, name in enumerate(runs.classes)
     ]
+    for kind in ("easy", "hard"):
+        if chosen := [runs.classes.index(name) for name in study.get(f"{kind}_classes", ())]:
+            rows.append([f"mean of {kind}", *(percent(mean[chosen].mean()) for mean in means)])
     return Table("accuracy in % of each class, mean over seeds", header, rows)
 
 

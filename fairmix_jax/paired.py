@@ -122,8 +122,8 @@ def pooled_noise(methods: Sequence[ClassVerdicts], statistic: Statistic) -> Nois
     own runs has `S - 1`. With three seeds that decides whether an interval says anything. It
     takes methods to vary alike. A contrast whose own runs vary more has their variance, with the
     freedom of all: too sure of itself where one method varies several times as much as the
-    others (with three seeds and three times as much, 1 in 8 such contrasts of equal methods has
-    p < 0.05), so reports show the p-value of its own runs, too.
+    others (of eight methods with three seeds, one varying three times as much: p < 0.05 in 1 of 8
+    of its contrasts), so reports show the p-value of its own runs, too.
 
     Args:
       methods: verdicts of `S` runs each, run `s` of all with the same seed.

@@ -104,6 +104,8 @@ def test_classes_of_the_study_must_be_those_of_the_data(tmp_path):
     (found,) = runs.comparable(runs.find(write_study(tmp_path, stated)), ARMS)
     with pytest.raises(UsageError, match=r"study\.easy_classes: 'cat' is not one of a, b"):
         outcomes.outcomes(found, stated)
+    with pytest.raises(UsageError, match=r"study\.hard_classes: 'dog' is not one of a, b"):
+        outcomes.class_numbers({"hard_classes": ["a", "dog"]}, found.classes, "hard")
 
 
 def test_a_run_has_the_name_of_the_arm_that_says_most_about_it(tmp_path):

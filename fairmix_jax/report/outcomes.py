@@ -70,11 +70,20 @@ def outcomes(runs: Comparable, study: Mapping[str, Any]) -> list[Outcome]:
 def _statistic(one: Prediction, study: Mapping[str, Any], classes: Sequence[str]) -> Statistic:
     if one.statistic != EASY_MINUS_HARD:
         return comparison.STATISTICS[one.statistic]
-    for name in ("easy_classes", "hard_classes"):
-        if unknown := [c for c in study[name] if c not in classes]:
-            raise UsageError(f"study.{name}: {unknown[0]!r} is not one of {', '.join(classes)}")
-    easy, hard = ([classes.index(c) for c in study[f"{name}_classes"]] for name in ("easy", "hard"))
-    return comparison.easy_minus_hard(easy, hard)
+    return comparison.easy_minus_hard(*(class_numbers(study, classes, k) for k in ("easy", "hard")))
+
+
+def class_numbers(study: Mapping[str, Any], classes: Sequence[str], kind: str) -> list[int]:
+    """Returns the numbers of a study's `"easy"` or `"hard"` classes; none if it names none.
+
+    Raises:
+      UsageError: one of them is none of the data's.
+    """
+    field = f"{kind}_classes"
+    chosen = study.get(field, ())
+    if unknown := [name for name in chosen if name not in classes]:
+        raise UsageError(f"study.{field}: {unknown[0]!r} is not one of {', '.join(classes)}")
+    return [classes.index(name) for name in chosen]
 
 
 def _outcome(one: Prediction, groups: Mapping[str, Group], statistic: Statistic) -> Outcome:

@@ -9,7 +9,7 @@ from fairmix_jax import metrics
 from fairmix_jax.intervals import Interval
 from fairmix_jax.report import autoattack_tables
 from fairmix_jax.report.numbers import Headline, Paired
-from fairmix_jax.report.outcomes import Outcome
+from fairmix_jax.report.outcomes import Outcome, class_numbers
 from fairmix_jax.report.runs import Comparable, Group
 from fairmix_jax.tables import MISSING, Table
 
@@ -132,7 +132,7 @@ def _classes(runs: Comparable, study: Mapping[str, Any]) -> Table:
         for number, name in enumerate(runs.classes)
     ]
     for kind in ("easy", "hard"):
-        if chosen := [runs.classes.index(name) for name in study.get(f"{kind}_classes", ())]:
+        if chosen := class_numbers(study, runs.classes, kind):
             rows.append([f"mean of {kind}", *(percent(mean[chosen].mean()) for mean in means)])
     return Table("accuracy in % of each class, mean over seeds", header, rows)
 

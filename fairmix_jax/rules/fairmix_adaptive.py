@@ -59,8 +59,7 @@ def make(
         counts = getattr(statistics, risk)
         present = counts.total > 0
         risks = jnp.where(present, 1 - accuracy(counts), 0.0)
-        advantage = _centred(risks, present)
-        advantage = -advantage if signal == "easy" else advantage * _favour(risks)
+        advantage = -risks if signal == "easy" else _centred(risks, present) * _favour(risks)
         strength = jnp.clip(1 + gain * _centred(advantage, present), 0.0, _LARGEST)
         return jnp.where(present, strength, 1.0)
 

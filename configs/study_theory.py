@@ -2,9 +2,9 @@
 
 PGD-AT as in `configs/study_mixing.py`, whose runs without mixing and with pairs are compared
 with those made here: only easy or only hard classes mixed, mixing with probability one half,
-strengths that follow the validation risk, other weight decays, and as a control a last epoch
-without mixing. Three seeds each. The theory is of the 0-1 loss and linear; what fails here is its
-transfer to networks trained with cross entropy.
+strengths that follow the validation risk, other weight decays, and as controls a last epoch
+without mixing and three times as many epochs. Three seeds each. The theory is of the 0-1 loss and
+linear; what fails here is its transfer to networks trained with cross entropy.
 
 Command:  TFDS_DATA_DIR=DIR python launch.py --config=configs/study_theory.py --mode=sweep
 Report:   python launch.py --mode=report --workdir=runs/study_theory \
@@ -46,6 +46,10 @@ PREDICTIONS = (
     "control: average(pgd20): k=2 then none > k=2",
     "control: worst_class(pgd20): k=2 then none > k=2",
     "control: easy_minus_hard(pgd20): k=2 then none < none",
+    # If it is that three epochs are too few for a harder task, three times as many mend it.
+    "control: average(pgd20): k=2 9 epochs - none 9 epochs > k=2 - none",
+    "control: worst_class(pgd20): k=2 9 epochs > none 9 epochs",
+    "control: easy_minus_hard(pgd20): k=2 9 epochs < none 9 epochs",
 )
 
 
@@ -67,6 +71,8 @@ def get_config(arg: str = ""):
         "k=2 wd=0": f"{_PAIRS} optim.weight_decay={_LOW}",
         "none wd=5e-3": f"{_NONE} optim.weight_decay={_HIGH}",
         "k=2 wd=5e-3": f"{_PAIRS} optim.weight_decay={_HIGH}",
+        "none 9 epochs": f"{_NONE} total_epochs=9",
+        "k=2 9 epochs": f"{_PAIRS} total_epochs=9",
     }
     config.study.arms = {"none": _NONE, "k=2": _PAIRS} | new
     config.study.predictions = PREDICTIONS

@@ -87,7 +87,10 @@ def run(
 
 
 class _Board:
-    """What became of each member of a grid, and `sweep.json`, which says so."""
+    """What became of each member of a grid, and `sweep.json`, which says so.
+
+    The seconds that a member took are kept until it takes others.
+    """
 
     def __init__(self, path: Path, names: Sequence[str]):
         before = (workdir.read_json(path) or {"members": {}})["members"]
@@ -95,7 +98,8 @@ class _Board:
         self._path = path
 
     def set(self, name: str, state: dict[str, Any]) -> None:
-        self.states[name] = state
+        took = {k: v for k, v in self.states[name].items() if k == "seconds"}
+        self.states[name] = took | state
         cluster.from_main(partial(write_json, self._path, {"members": self.states}))
 
     def names(self, status: str) -> list[str]:
@@ -142,7 +146,7 @@ def _jobs(
             board.set(name, _failed(path, error))
             continue
         is_stopped = board.states[name]["status"] == "stopped" and config.launch.asha_grace_epochs
-        if with_training and _is_trained(path) and _is_evaluated(member, path):
+        if with_training and _is_done(member, path):
             board.set(name, {"status": "done"})
         elif not (with_training and is_stopped):
             epochs = member.total_epochs
@@ -153,12 +157,13 @@ def _jobs(
 def _try_member(
     config: ConfigDict, changes: dict[str, Any], path: Path, *, with_training: bool
 ) -> dict[str, Any]:
-    """Runs a member and returns its entry in `sweep.json`."""
-    start = time.monotonic()
+    """Runs a member and returns its entry in `sweep.json`, without seconds if it was done."""
+    start, was_done = time.monotonic(), False
     try:
         member = grid.override(config, changes)
         with workdir.held(path):
             workdir.claim(path, member)
+            was_done = with_training and _is_done(member, path)
             _run_member(member, path, with_training=with_training)
             if config.report == "classes":
                 cluster.from_main(partial(report.write, path, [path], show=False))
@@ -168,7 +173,8 @@ def _try_member(
         return cluster.from_main(partial(_failed, path, error))
     if cluster.is_main():
         (path / "error.txt").unlink(missing_ok=True)
-    return {"status": "done", "seconds": round(time.monotonic() - start, 1)}
+    seconds = {} if was_done else {"seconds": round(time.monotonic() - start, 1)}
+    return {"status": "done"} | seconds
 
 
 def _failed(path: Path, error: Exception) -> dict[str, Any]:
@@ -180,11 +186,10 @@ def _failed(path: Path, error: Exception) -> dict[str, Any]:
 
 
 def _run_member(config: ConfigDict, directory: Path, *, with_training: bool) -> None:
-    is_trained = _is_trained(directory)
-    if with_training and is_trained and _is_evaluated(config, directory):
+    if with_training and _is_done(config, directory):
         return
     experiment = build(config)
-    if with_training and not is_trained:
+    if with_training and not _is_trained(directory):
         workdir.record(directory)
         sha256 = train.fit(config, experiment, directory)
         workdir.record(directory, state_sha256=sha256)
@@ -205,7 +210,9 @@ def _is_trained(directory: Path) -> bool:
     return "state_sha256" in workdir.recorded(directory)
 
 
-def _is_evaluated(config: ConfigDict, directory: Path) -> bool:
+def _is_done(config: ConfigDict, directory: Path) -> bool:
+    """Whether it is trained, and evaluated as this config has it."""
     settings = json.loads(json.dumps(config_lib.resolved(config)["evaluate"]))
     found = workdir.read_json(directory / "evaluation.json")
-    return found is not None and found["settings"] == settings
+    is_evaluated = found is not None and found["settings"] == settings
+    return is_evaluated and _is_trained(directory)

@@ -177,6 +177,7 @@ def test_a_killed_sweep_goes_on_and_a_broken_member_does_not_stop_the_others(tmp
     process.wait()
     process.stderr.close()
     first = (tmp_path / members[0] / "evaluation.json").stat().st_mtime_ns
+    took = json.loads((tmp_path / "sweep.json").read_text())["members"][members[0]]["seconds"]
 
     result = launch(*sweep)
     assert result.returncode == 1 and "2 of 4 members failed" in result.stderr
@@ -185,6 +186,7 @@ def test_a_killed_sweep_goes_on_and_a_broken_member_does_not_stop_the_others(tmp
     assert (tmp_path / members[0] / "evaluation.json").stat().st_mtime_ns == first
     states = json.loads((tmp_path / "sweep.json").read_text())["members"]
     assert [states[name]["status"] for name in members] == ["done", "done", "failed", "failed"]
+    assert states[members[0]]["seconds"] == took > 0  # not those of finding it done
     assert "base.name='nope' is unknown" in states[members[2]]["error"]
     assert "Traceback" in (tmp_path / members[2] / "error.txt").read_text()
     table = (tmp_path / "report" / "table.md").read_text()

@@ -1,0 +1,212 @@
+"""docs/evidence.md and the README say of the studies what their committed results say."""
+
+import functools
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+from scipy import stats
+
+from fairmix_jax import checkpoint, data, export, report
+from fairmix_jax.experiment import build_model
+from fairmix_jax.types import Weights
+from tests.test_launch import launch, table_rows
+
+RESULTS = ROOT / "results"
+STUDIES = {"study_mixing": ["study_mixing"]}  # and the studies that the report of each reads
+DOCUMENTS = {"evidence": ROOT / "docs" / "evidence.md", "README": ROOT / "README.md"}
+MODELS = sorted((RESULTS / "models").glob("*.safetensors"))
+WITH_AUTOATTACK = ("pgd_at", "pgd_at_k2")
+DECIMAL = re.compile(r"(?<![\w.])[+-]?\d+\.\d(?![\d.])")
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """Makes the report of a study again, and returns its folder."""
+    root = tmp_path_factory.mktemp("reports")
+
+    @functools.cache
+    def make(study):
+        directory = root / study
+        directory.mkdir()
+        (directory / "config.json").write_bytes((RESULTS / study / "config.json").read_bytes())
+        report.write(directory, [RESULTS / name for name in STUDIES[study]], show=False)
+        return directory / "report"
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def tables(reported):
+    """Returns the tables of a study: its report's, its hours, and its last validations."""
+
+    @functools.cache
+    def read(study):
+        parts = (reported(study) / "table.md").read_text().split("\n\n")
+        found = [records(part) for part in parts if part.startswith("|")]
+        return [*found, [hours(study)], validations(study)]
+
+    return read
+
+
+def records(text):
+    """Rows as mappings; a p-value's heading is that of its number with " p"."""
+    header, _, *rows = table_rows(text)
+    header = [f"{header[n - 1]} p" if name == "p" else name for n, name in enumerate(header)]
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def members(study):
+    return json.loads((RESULTS / study / "sweep.json").read_text())["members"]
+
+
+def hours(study):
+    """The row `time`: hours of all runs of a study, and minutes of the quickest and slowest."""
+    seconds = [member["seconds"] for member in members(study).values()]
+    numbers = {"hours": sum(seconds) / 3600, "least": min(seconds) / 60, "most": max(seconds) / 60}
+    return {"what": "time"} | {name: f"{number:.1f}" for name, number in numbers.items()}
+
+
+def validations(study):
+    """A row for each run: the shares of the last line of its `metrics.jsonl`, in percent."""
+    rows = []
+    for name in members(study):
+        last = json.loads((RESULTS / study / name / "metrics.jsonl").read_text().splitlines()[-1])
+        shares = {field: f"{100 * last[field]:.1f}" for field in last if field.startswith("val_")}
+        rows.append({"run": name} | shares)
+    return rows
+
+
+def marked(kind):
+    """What follows each `<!-- KIND: STUDY -->` of a document, up to the next empty line."""
+    return [
+        pytest.param(study, text, id=f"{name}-{study}-{number}")
+        for name, path in DOCUMENTS.items()
+        for number, (study, text) in enumerate(
+            re.findall(rf"<!-- {kind}: (\w+) -->\n(.*?)(?=\n\n|\Z)", path.read_text(), re.S)
+        )
+    ]
+
+
+@pytest.mark.parametrize(("study", "text"), marked("table"))
+def test_published_tables_are_rows_and_columns_of_the_report(study, text, tables):
+    rows = records(text)
+    homes = [table for table in tables(study) if rows[0].keys() <= table[0].keys()]
+    known = [{name: row[name] for name in rows[0]} for table in homes for row in table]
+    assert rows and [row for row in rows if row not in known] == []
+
+
+def statements():
+    """Paragraphs and items outside tables, and the rows they name: `<!-- rows: STUDY: ... -->`.
+
+    Rows are named by some of their cells, `cell, cell; cell, cell`.
+    """
+    for name, path in DOCUMENTS.items():
+        text = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)
+        for number, block in enumerate(re.split(r"\n\n|\n(?=\* |\d+\. )", text)):
+            sources = re.findall(r"<!-- rows: (\w+): (.+?) -->", block)
+            plain = re.sub(r"`[^`]*`|<!--.*?-->", "", block, flags=re.S)
+            decimals = [] if re.search(r"^\|", plain, re.M) else DECIMAL.findall(plain)
+            if decimals and (sources or name == "evidence"):
+                yield pytest.param(decimals, sources, id=f"{name}-{number}")
+
+
+@pytest.mark.parametrize(("decimals", "sources"), list(statements()))
+def test_numbers_in_the_text_are_those_of_the_rows_it_names(decimals, sources, tables):
+    named = [(study, cells.split(", ")) for study, rows in sources for cells in rows.split("; ")]
+    known = set()
+    for study, cells in named:
+        rows = [r for table in tables(study) for r in table if {*cells} <= {*r.values()}]
+        assert rows, f"no row of {study} has the cells {cells}"
+        known |= {
+            number for row in rows for cell in row.values() for number in DECIMAL.findall(cell)
+        }
+    unknown = [d for d in decimals if not known & {d, f"+{d}", f"-{d}"}]
+    assert unknown == []
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_committed_reports_are_whole(study, reported):
+    for name in STUDIES[study]:
+        assert all((RESULTS / name / m / "evaluation.json").is_file() for m in members(name))
+    committed = (RESULTS / study / "report" / "table.md").read_text()
+    assert committed == (reported(study) / "table.md").read_text()
+    assert "Not done" not in committed
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/report/*.png")), ids=lambda p: p.stem)
+def test_pictures_are_drawn_from_the_results(path, reported):
+    again = reported(path.parent.parent.name) / path.name
+    ours, theirs = (np.asarray(Image.open(p).convert("L"), float) for p in (path, again))
+    assert ours.shape == theirs.shape
+    assert np.mean(np.abs(ours - theirs) > 64) < 2e-3  # fonts may differ from machine to machine
+
+
+def test_pictures_and_files_of_the_text_exist():
+    for path in DOCUMENTS.values():
+        for target in re.findall(r"\]\(((?!http|#)[^)#]+)", path.read_text()):
+            assert (path.parent / target).exists(), target
+
+
+def run_of(card):
+    """The one committed run whose model this is."""
+    cards = {p: json.loads(p.read_text()) for p in RESULTS.glob("study_*/*/model.json")}
+    (path,) = [p for p, other in cards.items() if other == card]
+    return path.parent
+
+
+def test_models_are_few_and_small():
+    assert 0 < len(MODELS) <= 10 and all(path.stat().st_size < 3e6 for path in MODELS)
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
+def test_models_are_those_of_their_runs(path):
+    card = export.read_card(path)
+    model = build_model(card)
+    shapes = jax.eval_shape(lambda: Weights(*model.init(jax.random.key(0))))
+    assert checkpoint.digest(export.read_weights(path, shapes)) == card["sha256"]
+    assert (run_of(card) / "evaluation.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
+def test_models_withstand_what_was_published(path, tfds_dir, tmp_path):
+    """To the image on the same processor; on another one rounding moves a few images."""
+    run = run_of(export.read_card(path))
+    published = json.loads((run / "evaluation.json").read_text())["attacks"]
+    attacks = ["clean", "pgd20", *(["autoattack@300"] if path.stem in WITH_AUTOATTACK else [])]
+    result = launch(
+        "--mode=evaluate", f"--config=configs/{run.parent.name}.py", "--config.sweep=",
+        f"--config.evaluate.weights={path}", f"--config.evaluate.attacks={','.join(attacks)}",
+        f"--workdir={tmp_path}", TFDS_DATA_DIR=tfds_dir,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "evaluation.json").read_text())["attacks"]
+    processors = {json.loads((p / "run.json").read_text())["processor"] for p in (run, tmp_path)}
+    for attack in attacks:
+        assert found[attack]["class_total"] == published[attack]["class_total"]
+        ours, theirs = (np.array(f[attack]["class_correct"]) for f in (found, published))
+        if len(processors) == 1:
+            assert ours.tolist() == theirs.tolist()
+        assert abs(ours.sum() - theirs.sum()) <= 0.003 * sum(found[attack]["class_total"])
+
+
+def test_hard_classes_are_near_another_not_wide(tfds_dir):
+    """The rank correlations of the text: of the training set's pixels and study 1's accuracy."""
+    images, labels = data.load({"name": "fashion_mnist", "dir": tfds_dir, "num_train": 0}).train
+    pixels = [images[labels == k].reshape(sum(labels == k), -1) / 255 for k in range(10)]
+    means = np.stack([p.mean(0) for p in pixels])
+    width = [p.var(0).sum() for p in pixels]
+    apart = np.linalg.norm(means[:, None] - means, axis=-1) + np.diag([np.inf] * 10)
+    runs = (RESULTS / "study_mixing").glob("base.name=pgd_at,mixing.name=none,*/evaluation.json")
+    correct = [json.loads(r.read_text())["attacks"]["pgd20"]["class_correct"] for r in runs]
+    found = [stats.spearmanr(x, np.mean(correct, 0)) for x in (width, apart.min(1))]
+    text = DOCUMENTS["evidence"].read_text()
+    for name, (rho, p_value) in zip(("variance", "distance"), found, strict=True):
+        assert f"rank correlation with {name} {rho:+.2f}, p = {p_value:.3f}" in " ".join(
+            text.split()
+        )

@@ -178,9 +178,11 @@ def test_models_withstand_what_was_published(path, tfds_dir, tmp_path):
     """To the image on the same processor; on another one rounding moves a few images."""
     run = run_of(export.read_card(path))
     published = json.loads((run / "evaluation.json").read_text())["attacks"]
+    seed = json.loads((run / "config.json").read_text())["seed"]  # random starts are of it
     attacks = ["clean", "pgd20", *(["autoattack@300"] if path.stem in WITH_AUTOATTACK else [])]
     result = launch(
         "--mode=evaluate", f"--config=configs/{run.parent.name}.py", "--config.sweep=",
+        f"--config.seed={seed}",
         f"--config.evaluate.weights={path}", f"--config.evaluate.attacks={','.join(attacks)}",
         f"--workdir={tmp_path}", TFDS_DATA_DIR=tfds_dir,
     )  # fmt: skip

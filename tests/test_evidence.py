@@ -17,7 +17,10 @@ from fairmix_jax.types import Weights
 from tests.test_launch import launch, table_rows
 
 RESULTS = ROOT / "results"
-STUDIES = {"study_mixing": ["study_mixing"]}  # and the studies that the report of each reads
+STUDIES = {  # and the studies that the report of each reads
+    "study_tuning": ["study_tuning"],
+    "study_mixing": ["study_mixing"],
+}
 DOCUMENTS = {"evidence": ROOT / "docs" / "evidence.md", "README": ROOT / "README.md"}
 MODELS = sorted((RESULTS / "models").glob("*.safetensors"))
 WITH_AUTOATTACK = ("pgd_at", "pgd_at_k2")
@@ -42,13 +45,13 @@ def reported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tables(reported):
-    """Returns the tables of a study: its report's, its hours, and its last validations."""
+    """Returns the tables of a study: its report's, and its hours."""
 
     @functools.cache
     def read(study):
         parts = (reported(study) / "table.md").read_text().split("\n\n")
         found = [records(part) for part in parts if part.startswith("|")]
-        return [*found, [hours(study)], validations(study)]
+        return [*found, [hours(study)]]
 
     return read
 
@@ -69,16 +72,6 @@ def hours(study):
     seconds = [member["seconds"] for member in members(study).values()]
     numbers = {"hours": sum(seconds) / 3600, "least": min(seconds) / 60, "most": max(seconds) / 60}
     return {"what": "time"} | {name: f"{number:.1f}" for name, number in numbers.items()}
-
-
-def validations(study):
-    """A row for each run: the shares of the last line of its `metrics.jsonl`, in percent."""
-    rows = []
-    for name in members(study):
-        last = json.loads((RESULTS / study / name / "metrics.jsonl").read_text().splitlines()[-1])
-        shares = {field: f"{100 * last[field]:.1f}" for field in last if field.startswith("val_")}
-        rows.append({"run": name} | shares)
-    return rows
 
 
 def marked(kind):

@@ -137,7 +137,7 @@ def _calibration(runs: Comparable) -> Iterator[dict[str, Any]]:
 
 def _training(group: Group) -> Iterator[dict[str, Any]]:
     for run in group.runs:
-        lines = _metrics(run)
+        lines = validations(run)
         for line in lines[:: -(-len(lines) // _MAX_EPOCHS)] if lines else ():
             for field, statistic in (("average", "average"), ("worst_class", "worst class")):
                 yield {
@@ -146,8 +146,8 @@ def _training(group: Group) -> Iterator[dict[str, Any]]:
                 }  # fmt: skip
 
 
-def _metrics(run: Run) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl` with a validation; none where the file is gone."""
+def validations(run: Run) -> list[dict[str, Any]]:
+    """Returns the lines of `metrics.jsonl` with a validation; none where the file is gone."""
     path = run.path / "metrics.jsonl"
     if not path.is_file():
         return []

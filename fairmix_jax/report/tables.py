@@ -10,6 +10,7 @@ from fairmix_jax.intervals import Interval
 from fairmix_jax.report import autoattack_tables
 from fairmix_jax.report.numbers import Headline, Paired
 from fairmix_jax.report.outcomes import Outcome, class_numbers
+from fairmix_jax.report.rows import validations
 from fairmix_jax.report.runs import Comparable, Group
 from fairmix_jax.tables import MISSING, Table
 
@@ -21,12 +22,12 @@ def of_set(
     outcomes: Sequence[Outcome],
     study: Mapping[str, Any],
 ) -> list[Table]:
-    """Returns the tables of a set: headlines, differences, predictions, classes, confidence."""
+    """Returns a set's tables: headlines, differences, predictions, classes, then the rest."""
     compared = [_differences(differences, is_aside=bool(outcomes))] if differences else []
     predicted = [_outcomes(outcomes)] if outcomes else []
     return [
         _headlines(runs, headlines), *compared, *predicted, _classes(runs, study),
-        *_confidence(runs),
+        *_confidence(runs), *_validations(runs),
     ]  # fmt: skip
 
 
@@ -164,6 +165,25 @@ def _confidence(runs: Comparable) -> list[Table]:
         "model is surer than right; last the expected calibration error in %"
     )
     return [Table(caption, header, rows, [["ECE", *(percent(error) for error in errors)]])]
+
+
+def _validations(runs: Comparable) -> list[Table]:
+    """The last validation in training, of methods whose runs have one."""
+    kinds = [
+        (kind, name) for kind in ("clean", "robust") for name in ("average", "worst_class", "gap")
+    ]
+    header = ["method", "seeds", "epochs", *(f"{k} {n.replace('_', ' ')}" for k, n in kinds)]
+    rows = []
+    for group in runs.groups:
+        if last := [lines[-1] for lines in map(validations, group.runs) if lines]:
+            epochs = "–".join(str(e) for e in sorted({line["epoch"] for line in last}))
+            means = (percent(np.mean([x[f"val_{k}/{n}"] for x in last])) for k, n in kinds)
+            rows.append([group.label, str(len(last)), epochs, *means])
+    caption = (
+        "accuracy in % on validation images at the end of training, extremes as observed, mean "
+        "over seeds"
+    )
+    return [Table(caption, header, rows)] if rows else []
 
 
 def percent(value: float) -> str:

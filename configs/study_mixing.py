@@ -1,8 +1,9 @@
 """Study 1: does mixing within a class make robust classifiers fairer?
 
 {PGD-AT, TRADES} x {no mixing, same-class mixing of 2 and of 4 images with equal weights,
-ordinary mixup of classes} on Fashion-MNIST, small CNN, L-inf 0.1, three seeds. The learning rate is
-the one that `configs/study_tuning.py` found best on validation data; all methods have the same.
+ordinary mixup of classes} on Fashion-MNIST, small CNN, L-inf 0.1, three seeds. All have
+one learning rate, chosen on validation data by `configs/study_tuning.py`; whether the answer
+depends on it is asked by `configs/study_rate.py`.
 Clean and PGD-20 on all 10,000 test images, AutoAttack on the first 30 of each class.
 
 Command:  TFDS_DATA_DIR=DIR python launch.py --config=configs/study_mixing.py --mode=sweep

@@ -24,7 +24,8 @@ STUDIES = {  # and the studies that the report of each reads
 DOCUMENTS = {"evidence": ROOT / "docs" / "evidence.md", "README": ROOT / "README.md"}
 MODELS = sorted((RESULTS / "models").glob("*.safetensors"))
 WITH_AUTOATTACK = ("pgd_at", "pgd_at_k2")
-DECIMAL = re.compile(r"(?<![\w.])[+-]?\d+\.\d(?![\d.])")
+DECIMAL = re.compile(r"(?<![\w.])[+-]?\d+\.\d(?!\d|\.\d)")
+CODE = re.compile(r"`[^`]*[A-Za-z][^`]*`|<!--.*?-->", re.S)
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +46,13 @@ def reported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tables(reported):
-    """Returns the tables of a study: its report's, and its hours."""
+    """Returns the tables of a study: its report's, its hours, and what was read off it later."""
 
     @functools.cache
     def read(study):
         parts = (reported(study) / "table.md").read_text().split("\n\n")
         found = [records(part) for part in parts if part.startswith("|")]
-        return [*found, [hours(study)]]
+        return [*found, [hours(study)], *([readings()] if study == "study_mixing" else [])]
 
     return read
 
@@ -74,6 +75,42 @@ def hours(study):
     return {"what": "time"} | {name: f"{number:.1f}" for name, number in numbers.items()}
 
 
+def accuracies(base, mixing):
+    """PGD-20 accuracy of each class in study 1, mean over seeds, in percent."""
+    runs = (RESULTS / "study_mixing").glob(f"base.name={base},{mixing},*/evaluation.json")
+    found = [json.loads(run.read_text())["attacks"]["pgd20"] for run in runs]
+    assert len(found) == 3
+    return np.mean([np.divide(f["class_correct"], f["class_total"]) for f in found], 0) * 100
+
+
+def readings():
+    """Rows of what was looked at after study 1: other cuts, and the classes without Shirt."""
+    study = json.loads((RESULTS / "study_mixing" / "config.json").read_text())["study"]
+    classes = [*study["easy_classes"], *study["hard_classes"]]
+    card = json.loads(MODELS[0].with_suffix(".json").read_text())
+    numbers = [card["classes"].index(name) for name in classes if name != "Shirt"]
+    order = np.argsort(-accuracies("pgd_at", "mixing.name=none"))
+    rows = []
+    for base in ("pgd_at", "trades"):
+        arms = [accuracies(base, f"mixing.name={m}") for m in ("none", "same_class,*=2")]
+        cuts = [
+            np.diff([a[order[:n]].mean() - a[order[n:]].mean() for a in arms]) for n in range(2, 10)
+        ]
+        shirtless = [a[numbers] for a in arms]
+        halves = [a[:5].mean() - a[5:].mean() for a in shirtless]
+        gaps = [np.ptp(a) for a in shirtless]
+        rows += [
+            {"what": what, "base": base}
+            | {str(n): f"{x:+.1f}" for n, x in enumerate(np.ravel(found))}
+            for what, found in (
+                ("cuts", cuts),
+                ("halves without Shirt", halves),
+                ("gap without Shirt", gaps),
+            )
+        ]
+    return rows
+
+
 def marked(kind):
     """What follows each `<!-- KIND: STUDY -->` of a document, up to the next empty line."""
     return [
@@ -93,6 +130,11 @@ def test_published_tables_are_rows_and_columns_of_the_report(study, text, tables
     assert rows and [row for row in rows if row not in known] == []
 
 
+def test_every_table_of_the_evidence_is_checked():
+    blocks = DOCUMENTS["evidence"].read_text().split("\n\n")
+    assert all(b.startswith("<!-- table: ") for b in blocks if re.search(r"^\|", b, re.M))
+
+
 def statements():
     """Paragraphs and items outside tables, and the rows they name: `<!-- rows: STUDY: ... -->`.
 
@@ -102,7 +144,7 @@ def statements():
         text = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)
         for number, block in enumerate(re.split(r"\n\n|\n(?=\* |\d+\. )", text)):
             sources = re.findall(r"<!-- rows: (\w+): (.+?) -->", block)
-            plain = re.sub(r"`[^`]*`|<!--.*?-->", "", block, flags=re.S)
+            plain = CODE.sub("", block)
             decimals = [] if re.search(r"^\|", plain, re.M) else DECIMAL.findall(plain)
             if decimals and (sources or name == "evidence"):
                 yield pytest.param(decimals, sources, id=f"{name}-{number}")
@@ -190,18 +232,37 @@ def test_models_withstand_what_was_published(path, tfds_dir, tmp_path):
         assert abs(ours.sum() - theirs.sum()) <= 0.003 * sum(found[attack]["class_total"])
 
 
-def test_hard_classes_are_near_another_not_wide(tfds_dir):
+def test_counts_of_the_text():
+    text = " ".join(DOCUMENTS["evidence"].read_text().split())
+    table = (RESULTS / "study_mixing" / "report" / "table.md").read_text()
+    verdicts = [re.findall(rf"\| {v} \|\n", table) for v in ("holds", "fails", "open")]
+    assert [*map(len, verdicts)] == [3, 10, 3] and "Of sixteen predictions three hold" in text
+    runs = [json.loads(p.read_text()) for p in (RESULTS / "study_mixing").glob("*/run.json")]
+    processors = [run["processor"].startswith("AMD") for run in runs]
+    assert (len(runs), sum(processors)) == (24, 10)
+    assert "fourteen runs on an Intel Xeon, ten on an AMD EPYC" in text
+
+
+def test_what_orders_the_classes(tfds_dir):
     """The rank correlations of the text: of the training set's pixels and study 1's accuracy."""
     images, labels = data.load({"name": "fashion_mnist", "dir": tfds_dir, "num_train": 0}).train
     pixels = [images[labels == k].reshape(sum(labels == k), -1) / 255 for k in range(10)]
     means = np.stack([p.mean(0) for p in pixels])
-    width = [p.var(0).sum() for p in pixels]
-    apart = np.linalg.norm(means[:, None] - means, axis=-1) + np.diag([np.inf] * 10)
-    runs = (RESULTS / "study_mixing").glob("base.name=pgd_at,mixing.name=none,*/evaluation.json")
-    correct = [json.loads(r.read_text())["attacks"]["pgd20"]["class_correct"] for r in runs]
-    found = [stats.spearmanr(x, np.mean(correct, 0)) for x in (width, apart.min(1))]
-    text = DOCUMENTS["evidence"].read_text()
-    for name, (rho, p_value) in zip(("variance", "distance"), found, strict=True):
-        assert f"rank correlation with {name} {rho:+.2f}, p = {p_value:.3f}" in " ".join(
-            text.split()
+    width = np.array([p.var(0).sum() for p in pixels])
+    apart = (np.linalg.norm(means[:, None] - means, axis=-1) + np.diag([np.inf] * 10)).min(1)
+    before = accuracies("pgd_at", "mixing.name=none")
+    change = accuracies("pgd_at", "mixing.name=same_class,*=2") - before
+    no_bag = np.arange(10) != np.argmax(width)
+    text = " ".join(DOCUMENTS["evidence"].read_text().split())
+    for name, (rho, p_value) in {
+        "with variance": stats.spearmanr(width, before),
+        "with variance, without Bag,": stats.spearmanr(width[no_bag], before[no_bag]),
+        "with distance": stats.spearmanr(apart, before),
+        "of distance with the change": stats.spearmanr(apart, change),
+        "of variance with the change": stats.spearmanr(width, change),
+    }.items():
+        assert f"rank correlation {name} {rho:+.2f}, p = {p_value:.3f}" in text, (
+            name,
+            rho,
+            p_value,
         )

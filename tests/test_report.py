@@ -83,17 +83,30 @@ def test_confidence_is_shown_class_by_class(study):
     assert rows["ECE"][column] == "13.5"  # one bin: 75 less 61.5
 
 
-def test_last_validation_is_shown_of_runs_that_have_one(study):
+def test_end_of_training_is_shown_of_runs_that_have_it(study):
     names = [f"val_{k}/{n}" for k in ("clean", "robust") for n in ("average", "worst_class", "gap")]
     lasts = [(0.8, 0.5, 0.4, 0.6, 0.2, 0.7), (0.9, 0.7, 0.3, 0.7, 0.1, 0.8)]
     for seed, last in enumerate(lasts):
-        first = {"epoch": 2} | dict.fromkeys(names, 0.3)
+        first = {"epoch": 2, "train/gap": 0.5} | dict.fromkeys(names, 0.3)
         lines = [first, {"epoch": 4} | dict(zip(names, last, strict=True)), {"epoch": 5}]
         (study / f"same{seed}" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     report.write(study, [study], show=False)
-    text = (study / "report" / "table.md").read_text().split("on validation images")[1]
+    text = (study / "report" / "table.md").read_text().split("the end of training")[1]
     assert table_rows(text, "| mixing") == [
-        ["mixing=same_class", "2", "4", "85.0", "60.0", "35.0", "65.0", "15.0", "75.0"]
+        [
+            "mixing=same_class",
+            "2",
+            "4",
+            "–",
+            "–",
+            "–",
+            "85.0",
+            "60.0",
+            "35.0",
+            "65.0",
+            "15.0",
+            "75.0",
+        ]
     ]
 
 

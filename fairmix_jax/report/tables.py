@@ -27,7 +27,7 @@ def of_set(
     predicted = [_outcomes(outcomes)] if outcomes else []
     return [
         _headlines(runs, headlines), *compared, *predicted, _classes(runs, study),
-        *_confidence(runs), *_validations(runs),
+        *_confidence(runs), *_training(runs),
     ]  # fmt: skip
 
 
@@ -167,23 +167,25 @@ def _confidence(runs: Comparable) -> list[Table]:
     return [Table(caption, header, rows, [["ECE", *(percent(error) for error in errors)]])]
 
 
-def _validations(runs: Comparable) -> list[Table]:
-    """The last validation in training, of methods whose runs have one."""
-    kinds = [
-        (kind, name) for kind in ("clean", "robust") for name in ("average", "worst_class", "gap")
-    ]
-    header = ["method", "seeds", "epochs", *(f"{k} {n.replace('_', ' ')}" for k, n in kinds)]
+def _training(runs: Comparable) -> list[Table]:
+    """How training ended, of methods whose runs say it."""
+    kinds = {"train": "train", "val_clean": "clean", "val_robust": "robust"}
+    fields = [(kind, name) for kind in kinds for name in ("average", "worst_class", "gap")]
+    header = [f"{kinds[kind]} {name.replace('_', ' ')}" for kind, name in fields]
     rows = []
     for group in runs.groups:
         if last := [lines[-1] for lines in map(validations, group.runs) if lines]:
             epochs = "–".join(str(e) for e in sorted({line["epoch"] for line in last}))
-            means = (percent(np.mean([x[f"val_{k}/{n}"] for x in last])) for k, n in kinds)
-            rows.append([group.label, str(len(last)), epochs, *means])
+            found = ([line.get(f"{k}/{n}", np.nan) for line in last] for k, n in fields)
+            rows.append(
+                [group.label, str(len(last)), epochs, *(percent(np.mean(f)) for f in found)]
+            )
     caption = (
-        "accuracy in % on validation images at the end of training, extremes as observed, mean "
-        "over seeds"
+        "the end of training, accuracy in %, extremes as observed, mean over seeds: on the images "
+        "of the last epoch as they were trained on, mixed and attacked (train), and on validation "
+        "images (clean, robust)"
     )
-    return [Table(caption, header, rows)] if rows else []
+    return [Table(caption, ["method", "seeds", "epochs", *header], rows)] if rows else []
 
 
 def percent(value: float) -> str:

@@ -14,21 +14,18 @@ Result: not run.
 """
 
 from configs import base, cifar10, study_mixing
+from configs.study_mixing import MIXINGS
 
 # As robust accuracies of CIFAR-10's classes are commonly reported; not looked at here.
 EASY = ("airplane", "automobile", "horse", "ship", "truck")
 HARD = ("bird", "cat", "deer", "dog", "frog")
-_PAIRS = "mixing.name=same_class mixing.num_samples=2"
-_HALF = f"{_PAIRS} mixing.probability=0.5"
 
 ARMS = {
-    "none": "mixing.name=none",
-    "k=2": _PAIRS,
+    "none": MIXINGS[""],
+    "k=2": MIXINGS[" k=2"],
     "any two": "mixing.name=cross_class mixing.num_samples=2",
-    "half": _HALF,
-    "adaptive easy": f"{_HALF} rule.name=fairmix_adaptive rule.signal=easy",
-    "adaptive boundary": f"{_HALF} rule.name=fairmix_adaptive rule.signal=boundary",
-    "k=2 then none": f"{_PAIRS} mixing.off_epochs=20",
+    **study_mixing.half_as_often(MIXINGS[" k=2"]),
+    "k=2 then none": f"{MIXINGS[' k=2']} mixing.off_epochs=20",
 }
 
 # docs/theory.md: S4 and S6 of pairs, S9 of half, S16 of strengths where most risks are above

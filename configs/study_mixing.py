@@ -54,6 +54,17 @@ def grid(arms, seeds) -> str:
     return " | ".join(f"{fields} seed={seed}" for seed in seeds for fields in arms.values())
 
 
+def half_as_often(pairs: str) -> dict[str, str]:
+    """Returns arms that mix half as often: equally, and with strengths after each signal."""
+    half = f"{pairs} mixing.probability=0.5"
+    adaptive = f"{half} rule.name=fairmix_adaptive rule.signal="
+    return {
+        "half": half,
+        "adaptive easy": f"{adaptive}easy",
+        "adaptive boundary": f"{adaptive}boundary",
+    }
+
+
 def shrink(config) -> None:
     """Turns a study of this kind into a smoke test."""
     study_tuning.shrink(config)

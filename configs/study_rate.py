@@ -3,11 +3,13 @@
 PGD-AT without mixing and with pairs, as in `configs/study_mixing.py`, at twice its rate: where
 the tuning was repeated on another processor, PGD-AT without mixing was better there.
 
+Result: not run.
+
 Command:  TFDS_DATA_DIR=DIR python launch.py --config=configs/study_rate.py --mode=sweep
 """
 
 from configs import base, study_mixing
-from configs.study_mixing import MIXINGS, SEEDS
+from configs.study_mixing import SEEDS
 
 
 def get_config(arg: str = ""):
@@ -16,9 +18,7 @@ def get_config(arg: str = ""):
     config = study_mixing.get_config().unlock()
     config.optim.learning_rate = 0.2
     config.evaluate.attacks = "clean,pgd20"
-    config.study.arms = {
-        f"pgd_at{mixed}": f"base.name=pgd_at {MIXINGS[mixed]}" for mixed in ("", " k=2")
-    }
+    config.study.arms = {name: config.study.arms[name] for name in ("pgd_at", "pgd_at k=2")}
     # The first is theory's (P1), the others are what study 1 found at half the rate.
     config.study.predictions = (
         "P1: easy_minus_hard(pgd20): pgd_at k=2 < pgd_at",

@@ -58,14 +58,10 @@ def get_config(arg: str = ""):
     smoke = base.variant(arg)
     config = study_mixing.get_config().unlock()
     config.evaluate.attacks = "clean,pgd20"
-    half = f"{_PAIRS} mixing.probability=0.5"
-    adaptive = f"{half} rule.name=fairmix_adaptive rule.signal="
     new = {
         "easy": f"{_PAIRS} mixing.class_strength={_strength(EASY)}",
         "hard": f"{_PAIRS} mixing.class_strength={_strength(HARD)}",
-        "half": half,
-        "adaptive easy": f"{adaptive}easy",
-        "adaptive boundary": f"{adaptive}boundary",
+        **study_mixing.half_as_often(_PAIRS),
         "k=2 then none": f"{_PAIRS} mixing.off_epochs=1",
         "none wd=0": f"{_NONE} optim.weight_decay={_LOW}",
         "k=2 wd=0": f"{_PAIRS} optim.weight_decay={_LOW}",

@@ -181,9 +181,8 @@ def _training(runs: Comparable) -> list[Table]:
                 [group.label, str(len(last)), epochs, *(percent(np.mean(f)) for f in found)]
             )
     caption = (
-        "the end of training, accuracy in %, extremes as observed, mean over seeds: on the images "
-        "of the last epoch as they were trained on, mixed and attacked (train), and on validation "
-        "images (clean, robust)"
+        "the end of training, accuracy in %, extremes as observed, mean over seeds: train is of "
+        "the last epoch's images as they were trained on, clean and robust of validation images"
     )
     return [Table(caption, ["method", "seeds", "epochs", *header], rows)] if rows else []
 

@@ -3,7 +3,7 @@
 PGD-AT without mixing and with pairs, as in `configs/study_mixing.py`, at twice its rate: where
 the tuning was repeated on another processor, PGD-AT without mixing was better there.
 
-Result: not run.
+Result (docs/evidence.md): no; PGD-AT gains without mixing, and what study 1 found holds again.
 
 Command:  TFDS_DATA_DIR=DIR python launch.py --config=configs/study_rate.py --mode=sweep
 """

@@ -21,6 +21,7 @@ STUDIES = {  # and the studies that the report of each reads
     "study_tuning": ["study_tuning"],
     "study_mixing": ["study_mixing"],
     "study_theory": ["study_mixing", "study_theory"],
+    "study_rate": ["study_rate"],
 }
 DOCUMENTS = {"evidence": ROOT / "docs" / "evidence.md", "README": ROOT / "README.md"}
 MODELS = sorted((RESULTS / "models").glob("*.safetensors"))

@@ -2,6 +2,8 @@
 
 PGD-AT of `configs/cifar10_small.py` without mixing and with pairs of one class.
 
+Result: docs/evidence.md.
+
 Command:  TFDS_DATA_DIR=DIR python launch.py --config=configs/study_cifar10.py --mode=sweep
 """
 

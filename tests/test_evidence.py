@@ -22,6 +22,7 @@ STUDIES = {  # and the studies that the report of each reads
     "study_mixing": ["study_mixing"],
     "study_theory": ["study_mixing", "study_theory"],
     "study_rate": ["study_rate"],
+    "study_cifar10": ["study_cifar10"],
 }
 DOCUMENTS = {"evidence": ROOT / "docs" / "evidence.md", "README": ROOT / "README.md"}
 MODELS = sorted((RESULTS / "models").glob("*.safetensors"))
@@ -94,7 +95,7 @@ def readings():
     easy = json.loads((RESULTS / "study_mixing" / "config.json").read_text())["study"][
         "easy_classes"
     ]
-    classes = json.loads(MODELS[0].with_suffix(".json").read_text())["classes"]
+    classes = json.loads((RESULTS / "models" / "pgd_at.json").read_text())["classes"]
     nine = [name for name in classes if name != "Shirt"]
     numbers, easy = [classes.index(n) for n in nine], [nine.index(n) for n in easy]
     order = np.argsort(-accuracies("pgd_at", "mixing.name=none"))

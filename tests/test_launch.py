@@ -273,8 +273,8 @@ def test_smoke_trains_on_real_images(name, tfds_dir, tmp_path):
     [
         "study_mixing",
         *(pytest.param(n, marks=pytest.mark.slow)
-          for n in ("study_theory", "study_rate", "study_cifar10", "study_tuning",
-                    "study_accelerator")),
+          for n in ("study_theory", "study_rate", "study_strength", "study_cifar10",
+                    "study_tuning", "study_accelerator")),
     ],
 )  # fmt: skip
 def test_studies_run_to_their_report(name, tfds_dir, tmp_path):

@@ -14,9 +14,10 @@ from scipy import stats
 from fairmix_jax import checkpoint, data, export, report
 from fairmix_jax.experiment import build_model
 from fairmix_jax.types import Weights
+from tests import evidence_readings
+from tests.evidence_readings import RESULTS, accuracies, members
 from tests.test_launch import launch, table_rows
 
-RESULTS = ROOT / "results"
 STUDIES = {  # and the studies that the report of each reads
     "study_tuning": ["study_tuning"],
     "study_mixing": ["study_mixing"],
@@ -27,7 +28,10 @@ STUDIES = {  # and the studies that the report of each reads
 DOCUMENTS = {"evidence": ROOT / "docs" / "evidence.md", "README": ROOT / "README.md"}
 MODELS = sorted((RESULTS / "models").glob("*.safetensors"))
 WITH_AUTOATTACK = ("pgd_at", "pgd_at_k2")
-DECIMAL = re.compile(r"(?<![\w.])[+-]?\d+\.\d(?!\d|\.\d)")
+NUMBER = r"[+-]?\d+\.\d(?!\d|\.\d)"
+DECIMAL = re.compile(rf"(?<![\w.]){NUMBER}")
+INTERVAL = re.compile(rf"(?<![\w.])({NUMBER})\D*?\[({NUMBER}), ({NUMBER})\]")
+P_VALUE = re.compile(r"p = (0\.\d{3})")
 CODE = re.compile(r"`[^`]*[A-Za-z][^`]*`|<!--.*?-->", re.S)
 
 
@@ -55,7 +59,7 @@ def tables(reported):
     def read(study):
         parts = (reported(study) / "table.md").read_text().split("\n\n")
         found = [records(part) for part in parts if part.startswith("|")]
-        return [*found, [hours(study)], *([readings()] if study == "study_mixing" else [])]
+        return [*found, *evidence_readings.rows(study)]
 
     return read
 
@@ -65,55 +69,6 @@ def records(text):
     header, _, *rows = table_rows(text)
     header = [f"{header[n - 1]} p" if name == "p" else name for n, name in enumerate(header)]
     return [dict(zip(header, row, strict=True)) for row in rows]
-
-
-def members(study):
-    return json.loads((RESULTS / study / "sweep.json").read_text())["members"]
-
-
-def hours(study):
-    """The row `time`: hours of all runs of a study, and minutes of the quickest and slowest."""
-    seconds = [member["seconds"] for member in members(study).values()]
-    numbers = {"hours": sum(seconds) / 3600, "least": min(seconds) / 60, "most": max(seconds) / 60}
-    return {"what": "time"} | {name: f"{number:.1f}" for name, number in numbers.items()}
-
-
-def accuracies(base, mixing):
-    """PGD-20 accuracy of each class in study 1, mean over seeds, in percent."""
-    runs = (RESULTS / "study_mixing").glob(f"base.name={base},{mixing},*/evaluation.json")
-    found = [json.loads(run.read_text())["attacks"]["pgd20"] for run in runs]
-    assert len(found) == 3
-    return np.mean([np.divide(f["class_correct"], f["class_total"]) for f in found], 0) * 100
-
-
-def easy_minus_hard(accuracy, easy):
-    return accuracy[easy].mean() - np.delete(accuracy, easy).mean()
-
-
-def readings():
-    """Rows of what was looked at after study 1: other cuts, and the classes without Shirt."""
-    easy = json.loads((RESULTS / "study_mixing" / "config.json").read_text())["study"][
-        "easy_classes"
-    ]
-    classes = json.loads((RESULTS / "models" / "pgd_at.json").read_text())["classes"]
-    nine = [name for name in classes if name != "Shirt"]
-    numbers, easy = [classes.index(n) for n in nine], [nine.index(n) for n in easy]
-    order = np.argsort(-accuracies("pgd_at", "mixing.name=none"))
-    rows = []
-    for base in ("pgd_at", "trades"):
-        arms = [accuracies(base, f"mixing.name={m}") for m in ("none", "same_class,*=2")]
-        found = {
-            "cuts": [
-                easy_minus_hard(arms[1], order[:n]) - easy_minus_hard(arms[0], order[:n])
-                for n in range(2, 10)
-            ],
-            "halves without Shirt": [easy_minus_hard(arm[numbers], easy) for arm in arms],
-        }
-        rows += [
-            {"what": what, "base": base} | {str(n): f"{x:+.1f}" for n, x in enumerate(values)}
-            for what, values in found.items()
-        ]
-    return rows
 
 
 def marked(kind):
@@ -150,23 +105,38 @@ def statements():
         for number, block in enumerate(re.split(r"\n\n|\n(?=\* |\d+\. )", text)):
             sources = re.findall(r"<!-- rows: (\w+): (.+?) -->", block)
             plain = CODE.sub("", block)
-            decimals = [] if re.search(r"^\|", plain, re.M) else DECIMAL.findall(plain)
-            if decimals and (sources or name == "evidence"):
-                yield pytest.param(decimals, sources, id=f"{name}-{number}")
+            prose = DECIMAL.search(plain) and not re.search(r"^\|", plain, re.M)
+            if prose and (sources or name == "evidence"):
+                yield pytest.param(plain, sources, id=f"{name}-{number}")
 
 
-@pytest.mark.parametrize(("decimals", "sources"), list(statements()))
-def test_numbers_in_the_text_are_those_of_the_rows_it_names(decimals, sources, tables):
-    named = [(study, cells.split(", ")) for study, rows in sources for cells in rows.split("; ")]
-    known = set()
-    for study, cells in named:
-        rows = [r for table in tables(study) for r in table if {*cells} <= {*r.values()}]
-        assert rows, f"no row of {study} has the cells {cells}"
-        known |= {
-            number for row in rows for cell in row.values() for number in DECIMAL.findall(cell)
-        }
-    unknown = [d for d in decimals if not known & {d, f"+{d}", f"-{d}"}]
-    assert unknown == []
+@pytest.mark.parametrize(("text", "sources"), list(statements()))
+def test_numbers_in_the_text_are_those_of_the_rows_it_names(text, sources, tables):
+    decimals, known = {*DECIMAL.findall(text), *P_VALUE.findall(text)}, set()
+    intervals = set()
+    for study, rows in sources:
+        for name in rows.split("; "):
+            cells = [
+                cell
+                for table in tables(study)
+                for row in table
+                if {*name.split(", ")} <= {*row.values()}
+                for cell in row.values()
+            ]
+            assert cells, f"no row of {study} has the cells {name}"
+            numbers = {number for cell in cells for number in (*DECIMAL.findall(cell), cell)}
+            used = numbers & {sign + d for d in decimals for sign in ("", "+", "-")}
+            assert used, f"{study}: {name} is named, and the text has no number of it"
+            known |= numbers
+            intervals |= {found for cell in cells for found in read_intervals(cell)}
+    assert [d for d in decimals if not known & {d, f"+{d}", f"-{d}"}] == []
+    turned = {(-middle, -high, -low) for middle, low, high in intervals}
+    assert read_intervals(text) - intervals - turned == set()
+
+
+def read_intervals(text):
+    """All of the form `1.2 points [0.3, 2.1]`, as three numbers."""
+    return {tuple(map(float, found)) for found in INTERVAL.findall(text)}
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -237,14 +207,27 @@ def test_models_withstand_what_was_published(path, tfds_dir, tmp_path):
         assert abs(ours.sum() - theirs.sum()) <= 0.003 * sum(found[attack]["class_total"])
 
 
-def test_counts_of_the_text():
-    text = " ".join(DOCUMENTS["evidence"].read_text().split())
-    table = (RESULTS / "study_mixing" / "report" / "table.md").read_text()
-    verdicts = [re.findall(rf"\| {v} \|\n", table) for v in ("holds", "fails", "open")]
-    assert [*map(len, verdicts)] == [3, 10, 3] and "Of sixteen predictions three hold" in text
+@pytest.mark.parametrize(
+    ("study", "sentence"),
+    [
+        ("study_mixing", "Of sixteen predictions three hold: .*? Ten fail, .*? three are open"),
+        ("study_theory", "Of fifteen predictions three hold, two fail, ten are open"),
+    ],
+)
+def test_verdicts_of_the_text(study, sentence):
+    table = (RESULTS / study / "report" / "table.md").read_text()
+    counts = [table.count(f"| {verdict} |\n") for verdict in ("holds", "fails", "open")]
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    number = re.compile(rf"({'|'.join(words)}) (?:hold|fail|are open)", re.I)
+    said = re.search(sentence, " ".join(DOCUMENTS["evidence"].read_text().split()))
+    assert [words.index(word.lower()) for word in number.findall(said[0])] == counts
+
+
+def test_processors_of_the_text():
     runs = [json.loads(p.read_text()) for p in (RESULTS / "study_mixing").glob("*/run.json")]
     processors = [run["processor"].startswith("AMD") for run in runs]
     assert (len(runs), sum(processors)) == (24, 10)
+    text = " ".join(DOCUMENTS["evidence"].read_text().split())
     assert "fourteen runs on an Intel Xeon, ten on an AMD EPYC" in text
 
 

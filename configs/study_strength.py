@@ -4,6 +4,9 @@ PGD-AT as in `configs/study_mixing.py` without mixing, with two images in equal 
 in the shares of mixup, which are weaker (the covariance of a class shrinks by 2/3, not 1/2): each
 of one class, and of any classes. Seeds of their own, clean and PGD-20, 10,000 test images.
 
+Result (docs/evidence.md): under PGD-20 that the class is the same does not measurably narrow the
+gap; study 1 repeats.
+
 Command:  TFDS_DATA_DIR=DIR python launch.py --config=configs/study_strength.py --mode=sweep
 """
 

@@ -23,6 +23,7 @@ STUDIES = {  # and the studies that the report of each reads
     "study_mixing": ["study_mixing"],
     "study_theory": ["study_mixing", "study_theory"],
     "study_rate": ["study_rate"],
+    "study_strength": ["study_strength"],
     "study_cifar10": ["study_cifar10"],
 }
 DOCUMENTS = {"evidence": ROOT / "docs" / "evidence.md", "README": ROOT / "README.md"}
@@ -212,13 +213,14 @@ def test_models_withstand_what_was_published(path, tfds_dir, tmp_path):
     [
         ("study_mixing", "Of sixteen predictions three hold: .*? Ten fail, .*? three are open"),
         ("study_theory", "Of fifteen predictions three hold, two fail, ten are open"),
+        ("study_strength", "Of eleven predictions four hold, one fails, six are open"),
     ],
 )
 def test_verdicts_of_the_text(study, sentence):
     table = (RESULTS / study / "report" / "table.md").read_text()
     counts = [table.count(f"| {verdict} |\n") for verdict in ("holds", "fails", "open")]
     words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    number = re.compile(rf"({'|'.join(words)}) (?:hold|fail|are open)", re.I)
+    number = re.compile(rf"({'|'.join(words)}) (?:holds?|fails?|are open)", re.I)
     said = re.search(sentence, " ".join(DOCUMENTS["evidence"].read_text().split()))
     assert [words.index(word.lower()) for word in number.findall(said[0])] == counts
 

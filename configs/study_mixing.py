@@ -54,6 +54,23 @@ def grid(arms, seeds) -> str:
     return " | ".join(f"{fields} seed={seed}" for seed in seeds for fields in arms.values())
 
 
+def follow_up(arg, arms, predictions, *, runs, smoke_runs, seeds=SEEDS):
+    """Returns an unlocked config of a study that trains as this one; clean and PGD-20.
+
+    It compares `arms` and trains those named in `runs`: the others may be another study's.
+    `:smoke` trains `smoke_runs` for one epoch on 1,000 images, with two seeds.
+    """
+    smoke = base.variant(arg)
+    config = get_config().unlock()
+    config.evaluate.attacks = "clean,pgd20"
+    config.study.arms, config.study.predictions = arms, predictions
+    if smoke:
+        shrink(config)
+    chosen = {name: arms[name] for name in (smoke_runs if smoke else runs)}
+    config.sweep = grid(chosen, seeds[:2] if smoke else seeds)
+    return config
+
+
 def half_as_often(pairs: str) -> dict[str, str]:
     """Returns arms that mix half as often: equally, and with strengths after each signal."""
     half = f"{pairs} mixing.probability=0.5"

@@ -10,17 +10,18 @@ gap; study 1 repeats.
 Command:  TFDS_DATA_DIR=DIR python launch.py --config=configs/study_strength.py --mode=sweep
 """
 
-from configs import base, study_mixing
+from configs import study_mixing
 from configs.study_mixing import MIXINGS
 
 SEEDS = (3, 4, 5)
-ARMS = {
-    "none": MIXINGS[""],
-    "k=2": MIXINGS[" k=2"],
+_MIXINGS = {
     "any two": "mixing.name=cross_class mixing.law=uniform",
+    "k=2": MIXINGS[" k=2"],
     "k=2 weaker": f"{MIXINGS[' k=2']} mixing.law=dirichlet",
     "mixup": MIXINGS[" mixup"],
+    "none": MIXINGS[""],
 }
+ARMS = {name: f"base.name=pgd_at {fields}" for name, fields in _MIXINGS.items()}
 
 PREDICTIONS = (
     # What study 1 found with seeds 0, 1 and 2.
@@ -42,14 +43,7 @@ PREDICTIONS = (
 
 def get_config(arg: str = ""):
     """Returns the config; `:smoke` trains three methods for an epoch on 1,000 images, two seeds."""
-    smoke = base.variant(arg)
-    config = study_mixing.get_config().unlock()
-    config.evaluate.attacks = "clean,pgd20"
-    config.study.arms = {name: f"base.name=pgd_at {fields}" for name, fields in ARMS.items()}
-    config.study.predictions = PREDICTIONS
-    config.sweep = study_mixing.grid(config.study.arms, SEEDS)
-    if smoke:
-        study_mixing.shrink(config)
-        some = {name: config.study.arms[name] for name in ("none", "k=2", "any two")}
-        config.sweep = study_mixing.grid(some, SEEDS[:2])
+    config = study_mixing.follow_up(
+        arg, ARMS, PREDICTIONS, runs=ARMS, smoke_runs=("none", "k=2", "any two"), seeds=SEEDS
+    )
     return config.lock()

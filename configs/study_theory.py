@@ -11,8 +11,8 @@ Report:   python launch.py --mode=report --workdir=runs/study_theory \
               runs/study_mixing runs/study_theory
 """
 
-from configs import base, study_mixing
-from configs.study_mixing import EASY, HARD, MIXINGS, SEEDS
+from configs import study_mixing
+from configs.study_mixing import EASY, HARD, MIXINGS
 
 _CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
@@ -55,9 +55,6 @@ PREDICTIONS = (
 
 def get_config(arg: str = ""):
     """Returns the config; `:smoke` trains two methods for one epoch on 1,000 images, two seeds."""
-    smoke = base.variant(arg)
-    config = study_mixing.get_config().unlock()
-    config.evaluate.attacks = "clean,pgd20"
     new = {
         "easy": f"{_PAIRS} mixing.class_strength={_strength(EASY)}",
         "hard": f"{_PAIRS} mixing.class_strength={_strength(HARD)}",
@@ -70,12 +67,8 @@ def get_config(arg: str = ""):
         "none 9 epochs": f"{_NONE} total_epochs=9",
         "k=2 9 epochs": f"{_PAIRS} total_epochs=9",
     }
-    config.study.arms = {"none": _NONE, "k=2": _PAIRS} | new
-    config.study.predictions = PREDICTIONS
-    config.sweep = study_mixing.grid(new, SEEDS)
-    if smoke:
-        study_mixing.shrink(config)
-        config.sweep = study_mixing.grid({"none": _NONE, "easy": new["easy"]}, (0, 1))
+    arms = {"none": _NONE, "k=2": _PAIRS} | new
+    config = study_mixing.follow_up(arg, arms, PREDICTIONS, runs=new, smoke_runs=("none", "easy"))
     return config.lock()
 
 

@@ -121,6 +121,6 @@ _OF_STUDY = {
 }
 
 
-def rows(study):
-    """Returns all rows of a study, a table each."""
+def tables(study):
+    """Returns the readings of a study, each a list of rows."""
     return [[hours(study)], *(read() for read in _OF_STUDY.get(study, []))]

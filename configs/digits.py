@@ -3,13 +3,13 @@
 Command:  python launch.py --config=configs/digits.py
 """
 
-from configs import base
+from fairmix_jax.lab.config import default_config, is_smoke
 
 
 def get_config(arg: str = ""):
     """Returns the config; `:smoke` runs two epochs on a part of the data."""
-    smoke = base.variant(arg)
-    config = base.get_config()
+    smoke = is_smoke(arg)
+    config = default_config()
     config.data.val_fraction = 0.15
 
     config.total_epochs = 60

@@ -6,13 +6,13 @@ Result:   average / worst class (Shirt): clean 84.6 / 47.9 %, PGD-20 75.6 / 30.1
           (seed 0, 10,000 test images, jax 0.10.2, 2026-11-23)
 """
 
-from configs import base
+from fairmix_jax.lab.config import default_config, is_smoke
 
 
 def get_config(arg: str = ""):
     """Returns the config; `:smoke` trains one epoch on 2,000 images and tests on 1,000."""
-    smoke = base.variant(arg)
-    config = base.get_config()
+    smoke = is_smoke(arg)
+    config = default_config()
     config.data.name = "fashion_mnist"
     config.data.val_fraction = 0.05
 

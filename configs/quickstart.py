@@ -5,12 +5,13 @@ Scikit-learn's 1,797 digits, a small CNN, L-inf radius 0.2; ends in a class-wise
 Command:  python launch.py --config=configs/quickstart.py
 """
 
-from configs import base, digits
+from fairmix_jax.lab.config import is_smoke
+from fairmix_jax.lab.configs import digits
 
 
 def get_config(arg: str = ""):
     """Returns the config; `:smoke` runs two epochs of one seed each."""
-    smoke = base.variant(arg)
+    smoke = is_smoke(arg)
     config = digits.get_config(arg).unlock()
     config.total_epochs = 40
     config.mixing.num_samples = 2

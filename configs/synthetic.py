@@ -8,7 +8,7 @@ mixing lowers the disparity, for the logistic loss too, but less. Where it break
 weight decay mixing raises it, and with the squared loss it does nothing.
 """
 
-from configs import base
+from fairmix_jax.lab.config import default_config, is_smoke
 
 _SEEDS = "seed+data.draw=0,1,2"
 _GRIDS = (
@@ -23,8 +23,8 @@ _GRIDS = (
 
 def get_config(arg: str = ""):
     """Returns the config; `:smoke` is one short run of each loss."""
-    smoke = base.variant(arg)
-    config = base.get_config()
+    smoke = is_smoke(arg)
+    config = default_config()
     config.data.name = "gaussian"
     config.data.dimension = 2
     config.data.examples_per_class = 20_000

@@ -1,111 +1,199 @@
 """Mixup within a class: convex combinations of samples of one class, label kept.
 
 The idea of the seed paper (Zhong and Tandon 2024, arXiv 2411.14424): mix within a class,
-then train adversarially on the mixed inputs. `same_class_mixup` is a draw of partners
-(`same_class_partners`), a draw of weights (`mixing_weights`) and their combination (`mix`);
-each can be used alone. `cross_class_mixup` is the control. All are pure, jittable and
-vmappable over keys.
+then train adversarially on the mixed inputs. `same_class_mixup` is a plan (`draw_plan`) and
+its execution (`mix`); a plan is a draw of partners (`same_class_partners`) and one of weights
+(`mixing_weights`). Each can be used alone. `cross_class_mixup` is the control. All are pure,
+jittable and vmappable over keys, which they consume.
 
 Where a number may differ by class, it is a scalar or an array `[K]`, looked up by label, so
 that all strengths share one compilation. `[B]` is the batch, `k` the number of samples.
+`num_groups`, `law`, `per_batch`, `across_classes`, `num_partners` and `max_samples` are static.
 """
 
 from collections.abc import Sequence
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.core import Tracer
 
+from fairmix_jax.runtime.inputs import check_finite, check_images, check_labels, check_whole
 from fairmix_jax.types import Array, Key
 
-PerClass = Array | np.ndarray | float
-"""A scalar, or `[K]`, one number for each class."""
+PerClass = Array | np.ndarray | float  # a scalar, or `[K]`, one number for each class
 
-_PROPOSALS = 12
+
+def same_class_mixup(
+    key: Key, images: Array, labels: Array, *, num_groups: int = 1, **options: Any
+) -> Array:
+    """Returns each image mixed with `num_samples - 1` others of its class.
+
+    Guarantees: labels stay true for the result; a class with one member stays as it is;
+    `num_samples=1`, `alpha=0` or `probability=0` return `images`. The mean of a class
+    stays, its covariance shrinks by `s`, see `mixing_weights`. Calling it with the same key
+    on another array mixes that one alike.
+
+    Edge cases: a class with fewer than `num_samples` members mixes some of them twice.
+
+    Args:
+      images: `[B, H, W, C]`, or any `[B, ...]` float; the result has its shape and dtype.
+      **options: of `draw_plan`, as are the other arguments and the errors: `num_samples=2`,
+        `alpha=1.0`, `law="dirichlet"`, `probability=1.0`, `per_batch=False`, `max_samples=None`.
+
+    Reference: Zhong and Tandon 2024, arXiv 2411.14424 (the idea; the laws are ours).
+    """
+    plan = draw_plan(key, labels, num_groups=num_groups, **options)
+    return mix(images, plan, num_groups=num_groups)
+
+
+def cross_class_mixup(key: Key, images: Array, labels: Array, **options: Any) -> Array:
+    """Returns each image mixed with others of the batch, whatever their class: the control.
+
+    Takes the arguments of `same_class_mixup`. Labels are mixed as the images are: call it
+    with the same key on their one-hot form.
+
+    Reference: Zhang et al. 2018, arXiv 1710.09412.
+    """
+    return same_class_mixup(key, images, labels, across_classes=True, **options)
 
 
 class Plan(NamedTuple):
-    """What is mixed with what.
+    """The partners and weights of a batch."""
 
-    Attributes:
-      partners: `[k - 1, B]` int32, positions in the batch.
-      weights: `[B, k]` float32, convex; the first is the example's own.
+    partners: Array  # `[k - 1, B]` int32, positions in the batch
+    weights: Array  # `[B, k]` float32, convex; the first is the example's own
+
+
+def draw_plan(
+    key: Key, labels: Array, *, num_samples: PerClass = 2, alpha: PerClass = 1.0,
+    law: str | Sequence[float] = "dirichlet", probability: PerClass = 1.0,
+    per_batch: bool = False, across_classes: bool = False, num_groups: int = 1,
+    max_samples: int | None = None,
+) -> Plan:  # fmt: skip
+    """Returns partners and weights for a batch.
+
+    Args:
+      labels: `[B]` int, in `0 .. K - 1` where a number differs by class.
+      num_samples: at least 1, the number of images in a combination; `[]` or `[K]`.
+      alpha: at least 0, concentration of the Dirichlet weights; `[]` or `[K]`.
+      law: `"dirichlet"`, `"uniform"` or a sequence of weights (`num_samples` is not used then).
+      probability: with which an image is mixed at all; `[]` or `[K]`.
+      per_batch: one draw of weights and one coin for the whole batch; classes with equal
+        numbers share it.
+      across_classes: partners from the whole batch instead of the own class.
+      num_groups: see `same_class_partners`.
+      max_samples: largest `num_samples`, needed if that is traced.
+
+    Raises:
+      ValueError: `num_samples < 1`, unknown law, weights that are not convex, or `num_groups`
+        does not divide `B`.
     """
+    labels = jnp.asarray(labels)
+    check_labels(labels, len(labels))
+    check_finite(0, alpha=alpha)
+    check_finite(0, 1, probability=probability)
+    length = _length(num_samples, law, max_samples)
+    partner_key, draw_key = jax.random.split(key)
+    pool = jnp.zeros_like(labels) if across_classes else labels
+    sizes = dict(num_partners=length - 1, num_groups=num_groups)
+    partners = same_class_partners(partner_key, pool, **sizes)
 
-    partners: Array
-    weights: Array
+    def of_example(value: PerClass) -> Array:
+        value = jnp.asarray(value)
+        if value.ndim and not isinstance(labels, Tracer):
+            check_labels(labels, len(labels), len(value))
+        return value[labels] if value.ndim else jnp.broadcast_to(value, labels.shape)
+
+    def one(key: Key, num_samples: Array, alpha: Array, probability: Array) -> Array:
+        weight_key, choice_key = jax.random.split(key)
+        weights = mixing_weights(weight_key, num_samples, law=law, alpha=alpha, max_samples=length)
+        unmixed = jnp.zeros_like(weights).at[0].set(1.0)
+        return jnp.where(jax.random.uniform(choice_key) < probability, weights, unmixed)
+
+    keys = draw_key if per_batch else jax.random.split(draw_key, len(labels))
+    counts = of_example(num_samples if isinstance(law, str) else length)
+    draw = jax.vmap(one, in_axes=(None if per_batch else 0, 0, 0, 0))
+    return Plan(partners, draw(keys, counts, of_example(alpha), of_example(probability)))
+
+
+def mix(images: Array, plan: Plan, *, num_groups: int = 1) -> Array:
+    """Returns `weights[:, 0] images + sum_j weights[:, j] images[partners[j - 1]]`.
+
+    Guarantees: with convex weights each pixel lies between the extremes of its sources, up
+    to rounding; weights `(1, 0, ...)` return `images` exactly; if the partners were drawn
+    in `num_groups` groups, nothing is gathered across groups.
+
+    `images` are `[B, ...]` float: images, hidden features or class probabilities. `num_groups`, as
+    the partners were drawn, divides `B`, else it is a ValueError.
+    """
+    check_images(images)
+    if jnp.ndim(images) < 1 or len(images) != len(plan.weights):
+        raise ValueError(
+            f"images has shape {jnp.shape(images)}; give the {len(plan.weights)} of plan"
+        )
+    weights = plan.weights.reshape(*plan.weights.shape, *(1,) * (images.ndim - 1))
+    weights = weights.astype(images.dtype)
+    groups = _split(images, num_groups)
+    mixed = weights[:, 0] * images
+    for number, partners in enumerate(plan.partners, start=1):
+        local = _split(partners, num_groups) % groups.shape[1]
+        chosen = jax.vmap(lambda group, rows: group[rows])(groups, local)
+        mixed += weights[:, number] * chosen.reshape(images.shape)
+    return mixed
 
 
 def same_class_partners(
     key: Key, labels: Array, *, num_partners: int = 1, num_groups: int = 1
 ) -> Array:
-    """Returns for every example the positions of others of its class.
+    """Returns for every example the positions of others of its class, `[num_partners, B]` int32.
 
     The members of a class are put in a random cyclic order; partner number `j` is the
     `j`-th successor. One sort by (label, random number); no loop over classes.
 
-    Guarantees: `labels[partners] == labels`; no example is its own partner unless its
-    class has one member; partners of an example differ as long as the class has more than
-    `num_partners` members (then they repeat in turn); each row is a permutation of the
-    batch, so class frequencies are kept; each partner is uniform among the other members.
-    All of it within each of `num_groups` equal consecutive parts of the batch, which
-    ignore each other: a batch sharded into that many parts, or fewer, is paired without
-    communication, and equally on any number of devices.
+    Guarantees: `labels[partners] == labels`; no example is its own partner unless its class has one
+    member; partners of an example differ as long as the class has more than `num_partners` members
+    (then they repeat in turn); each row is a permutation of the batch, so class frequencies are
+    kept; each partner is uniform among the other members. All of it within each of `num_groups`
+    equal consecutive parts of the batch, which ignore each other: a batch sharded into that many
+    parts, or fewer, is paired without communication, and equally on any number of devices.
 
-    Args:
-      key: the key is consumed.
-      labels: `[B]` int, any values; absent classes do not matter.
-      num_partners: static, at least 0.
-      num_groups: static, divides `B`.
-
-    Returns: `[num_partners, B]` int32.
-
-    Raises:
-      ValueError: `num_groups` does not divide `B`.
+    `labels` are `[B]` int of any values; `num_partners` is at least 0; `num_groups` divides `B`,
+    else it is a ValueError.
     """
-    groups = _split(labels, num_groups)
+    check_whole(0, num_partners=num_partners)
+    groups = _split(jnp.asarray(labels), num_groups)
     keys = jax.random.split(key, num_groups)
-    local = jax.vmap(partial(_partners, num_partners=num_partners))(keys, groups)
+    local = jax.vmap(lambda key, group: _partners(key, group, num_partners))(keys, groups)
     start = jnp.arange(num_groups, dtype=jnp.int32) * groups.shape[1]
     return jnp.moveaxis(local + start[:, None, None], 0, 1).reshape(num_partners, len(labels))
 
 
 def _partners(key: Key, labels: Array, num_partners: int) -> Array:
-    (size,) = labels.shape
-    position = jnp.arange(size, dtype=jnp.int32)
-    grouped, _, order = lax.sort(
-        (labels, jax.random.bits(key, (size,)), position), dimension=0, num_keys=2
-    )
+    position = jnp.arange(len(labels), dtype=jnp.int32)
+    keyed = labels, jax.random.bits(key, labels.shape), position
+    grouped, _, order = jax.lax.sort(keyed, dimension=0, num_keys=2)
     first = jnp.searchsorted(grouped, grouped, side="left").astype(jnp.int32)
     count = jnp.searchsorted(grouped, grouped, side="right").astype(jnp.int32) - first
-
-    def partner(number: Array) -> Array:
-        hop = jnp.where(count > 1, 1 + number % jnp.maximum(count - 1, 1), 0)
-        successor = first + (position - first + hop) % count
-        return jnp.zeros_like(order).at[order].set(order[successor])
-
-    return jax.vmap(partner)(jnp.arange(num_partners, dtype=jnp.int32))
+    number = jnp.arange(num_partners, dtype=jnp.int32)[:, None]
+    hop = 1 + number % jnp.maximum(count - 1, 1)[None]  # a single member comes back to itself
+    successor = first[None] + ((position - first)[None] + hop) % count[None]
+    return jnp.zeros_like(successor).at[:, order].set(order[successor])
 
 
 def _split(array: Array, num_groups: int) -> Array:
+    check_whole(1, num_groups=num_groups)
     if len(array) % num_groups:
         raise ValueError(f"num_groups={num_groups} does not divide the batch of {len(array)}")
     return array.reshape(num_groups, -1, *array.shape[1:])
 
 
 def mixing_weights(
-    key: Key,
-    num_samples: Array | int,
-    *,
-    law: str | Sequence[float] = "dirichlet",
-    alpha: Array | float = 1.0,
-    max_samples: int | None = None,
-) -> Array:
-    """Returns the convex weights of one example, its own first.
+    key: Key, num_samples: Array | int, *, law: str | Sequence[float] = "dirichlet",
+    alpha: Array | float = 1.0, max_samples: int | None = None,
+) -> Array:  # fmt: skip
+    """Returns the convex weights of one example, its own first: `[max_samples]` float32.
 
     `"uniform"` gives `1 / num_samples` each. `"dirichlet"` draws from
     Dirichlet(alpha, ..., alpha), for two samples `lambda ~ Beta(alpha, alpha)`, and then
@@ -117,28 +205,24 @@ def mixing_weights(
     The covariance of a class shrinks by `s = sum_i weight_i^2`, with mean `1 / k` for
     `"uniform"` and `(alpha + 1) / (k alpha + 1)` for `"dirichlet"`.
 
-    Args:
-      key: the key is consumed; only `"dirichlet"` uses it.
-      num_samples: `[]` int, `k >= 1`; may be traced if `max_samples` is given.
-      law: `"dirichlet"`, `"uniform"` or a sequence of weights; static.
-      alpha: `[]`, at least 0.
-      max_samples: static length of the result, at least `num_samples`, which is the default.
-
-    Returns: `[max_samples]` float32.
-
-    Raises:
-      ValueError: unknown law, weights that are not convex, `num_samples < 1`.
+    Arguments and errors as in `draw_plan`, numbers `[]`. `num_samples` may be traced if
+    `max_samples`, at least that and by default the same, is given. Only `"dirichlet"` uses the
+    key.
     """
     length = _length(num_samples, law, max_samples)
     column = jnp.arange(length, dtype=jnp.int32)
     used = column < num_samples
     if not isinstance(law, str):
-        kept = jnp.where(used, jnp.asarray(_convex(law), jnp.float32), 0.0)
+        given = np.asarray(law, np.float64)
+        if not (given >= 0).all() or not abs(given.sum() - 1) <= 1e-6:
+            raise ValueError(f"weights {tuple(law)} are not convex: nonnegative with sum 1")
+        kept = jnp.where(used, jnp.asarray(given, jnp.float32), 0.0)
         return kept.at[0].add(1 - jnp.sum(kept))
     if law == "uniform":
         return used.astype(jnp.float32) / jnp.asarray(num_samples, jnp.float32)
     if law != "dirichlet":
         raise ValueError(f"law={law!r} is unknown; choose 'dirichlet', 'uniform' or weights")
+    check_finite(0, alpha=alpha)
     alpha = jnp.asarray(alpha, jnp.float32)
     log_gamma = _log_gamma(key, jnp.where(alpha > 0, alpha, 1.0), length)
     weights = jax.nn.softmax(jnp.where(used, log_gamma, -jnp.inf))
@@ -156,7 +240,7 @@ def _log_gamma(key: Key, alpha: Array, length: int) -> Array:
     Reference: Marsaglia and Tsang 2000, ACM Transactions on Mathematical Software 26, 363-372.
     """
     normal_key, uniform_key, boost_key = jax.random.split(key, 3)
-    shape = (_PROPOSALS, length)
+    shape = (12, length)
     d = alpha + 1 - 1 / 3
     z = jax.random.normal(normal_key, shape)
     v = (1 + z / jnp.sqrt(9 * d)) ** 3
@@ -173,153 +257,11 @@ def _length(num_samples: PerClass, law: str | Sequence[float], max_samples: int 
         return len(law)
     if isinstance(num_samples, Tracer) and max_samples is None:
         raise ValueError("num_samples is traced; give max_samples, the static largest of them")
-    if max_samples is None:
-        max_samples = int(np.max(np.asarray(num_samples)))
-    if max_samples < 1:
+    if not isinstance(num_samples, Tracer) and not jnp.issubdtype(
+        jnp.result_type(num_samples), jnp.integer
+    ):
+        raise ValueError(f"num_samples={num_samples} is not a whole number; give 1 or more")
+    length = int(np.max(np.asarray(num_samples))) if max_samples is None else max_samples
+    if length < 1 or not (isinstance(num_samples, Tracer) or np.min(np.asarray(num_samples)) >= 1):
         raise ValueError(f"num_samples={num_samples} is not a number of images; give 1 or more")
-    return max_samples
-
-
-def _convex(weights: Sequence[float]) -> np.ndarray:
-    array = np.asarray(weights, np.float64)
-    if (array < 0).any() or abs(array.sum() - 1) > 1e-6:
-        raise ValueError(f"weights {tuple(weights)} are not convex: nonnegative with sum 1")
-    return array
-
-
-def mix(images: Array, plan: Plan, *, num_groups: int = 1) -> Array:
-    """Returns `weights[:, 0] images + sum_j weights[:, j] images[partners[j - 1]]`.
-
-    Guarantees: with convex weights each pixel lies between the extremes of its sources, up
-    to rounding; weights `(1, 0, ...)` return `images` exactly; if the partners were drawn
-    in `num_groups` groups, nothing is gathered across groups.
-
-    Args:
-      images: `[B, ...]` float: images, hidden features or class probabilities.
-      plan: partners and weights.
-      num_groups: as the partners were drawn; static.
-    """
-    weights = plan.weights.reshape(*plan.weights.shape, *(1,) * (images.ndim - 1))
-    weights = weights.astype(images.dtype)
-    groups = _split(images, num_groups)
-    start = jnp.arange(num_groups, dtype=jnp.int32)[:, None] * groups.shape[1]
-    mixed = weights[:, 0] * images
-    for number, partners in enumerate(plan.partners, start=1):
-        chosen = jax.vmap(lambda group, rows: group[rows])(
-            groups, _split(partners, num_groups) - start
-        )
-        mixed += weights[:, number] * chosen.reshape(images.shape)
-    return mixed
-
-
-def draw_plan(
-    key: Key,
-    labels: Array,
-    *,
-    num_samples: PerClass = 2,
-    alpha: PerClass = 1.0,
-    law: str | Sequence[float] = "dirichlet",
-    probability: PerClass = 1.0,
-    per_batch: bool = False,
-    across_classes: bool = False,
-    num_groups: int = 1,
-    max_samples: int | None = None,
-) -> Plan:
-    """Returns partners and weights for a batch.
-
-    Args:
-      key, labels, and so on: see `same_class_mixup`.
-      across_classes: partners from the whole batch instead of the own class; static.
-    """
-    length = _length(num_samples, law, max_samples)
-    partner_key, draw_key = jax.random.split(key)
-    pool = jnp.zeros_like(labels) if across_classes else labels
-    partners = same_class_partners(
-        partner_key, pool, num_partners=length - 1, num_groups=num_groups
-    )
-
-    def of_example(value: PerClass) -> Array:
-        value = jnp.asarray(value)
-        return value[labels] if value.ndim else jnp.broadcast_to(value, labels.shape)
-
-    def one(key: Key, num_samples: Array, alpha: Array, probability: Array) -> Array:
-        weight_key, choice_key = jax.random.split(key)
-        weights = mixing_weights(weight_key, num_samples, law=law, alpha=alpha, max_samples=length)
-        unmixed = jnp.zeros_like(weights).at[0].set(1.0)
-        return jnp.where(jax.random.uniform(choice_key) < probability, weights, unmixed)
-
-    keys = draw_key if per_batch else jax.random.split(draw_key, len(labels))
-    counts = of_example(num_samples if isinstance(law, str) else length)
-    weights = jax.vmap(one, in_axes=(None if per_batch else 0, 0, 0, 0))(
-        keys, counts, of_example(alpha), of_example(probability)
-    )
-    return Plan(partners, weights)
-
-
-def same_class_mixup(
-    key: Key,
-    images: Array,
-    labels: Array,
-    *,
-    num_samples: PerClass = 2,
-    alpha: PerClass = 1.0,
-    law: str | Sequence[float] = "dirichlet",
-    probability: PerClass = 1.0,
-    per_batch: bool = False,
-    num_groups: int = 1,
-    max_samples: int | None = None,
-) -> Array:
-    """Returns each image mixed with `num_samples - 1` others of its class.
-
-    Guarantees: labels stay true for the result; a class with one member stays as it is;
-    `num_samples=1`, `alpha=0` or `probability=0` return `images`. The mean of a class
-    stays, its covariance shrinks by `s`, see `mixing_weights`. Calling it with the same key
-    on another array mixes that one alike.
-
-    Edge cases: a class with fewer than `num_samples` members mixes some of them twice.
-
-    Args:
-      key: the key is consumed.
-      images: `[B, H, W, C]`, or any `[B, ...]` float.
-      labels: `[B]` int, in `0 .. K - 1` where a number differs by class.
-      num_samples: at least 1, the number of images in a combination; `[]` or `[K]`.
-      alpha: at least 0, concentration of the Dirichlet weights; `[]` or `[K]`.
-      law: `"dirichlet"`, `"uniform"` or a sequence of weights (then `num_samples` is not
-        used); static.
-      probability: with which an image is mixed at all; `[]` or `[K]`.
-      per_batch: one draw of weights and one coin for the whole batch; classes with equal
-        numbers share it; static.
-      num_groups: see `same_class_partners`; static.
-      max_samples: static largest `num_samples`, needed if that is traced.
-
-    Returns: the shape and dtype of `images`.
-
-    Raises:
-      ValueError: `num_samples < 1`, unknown law, `num_groups` that does not divide `B`.
-
-    Reference: Zhong and Tandon 2024, arXiv 2411.14424 (the idea; the laws are ours).
-    """
-    plan = draw_plan(
-        key,
-        labels,
-        num_samples=num_samples,
-        alpha=alpha,
-        law=law,
-        probability=probability,
-        per_batch=per_batch,
-        num_groups=num_groups,
-        max_samples=max_samples,
-    )
-    return mix(images, plan, num_groups=num_groups)
-
-
-def cross_class_mixup(key: Key, images: Array, labels: Array, **options) -> Array:
-    """Returns each image mixed with others of the batch, whatever their class: the control.
-
-    Takes the arguments of `same_class_mixup`. Labels are mixed as the images are: call it
-    with the same key on their one-hot form.
-
-    Reference: Zhang et al. 2018, arXiv 1710.09412.
-    """
-    plan = draw_plan(key, labels, across_classes=True, **options)
-    return mix(images, plan, num_groups=options.get("num_groups", 1))
+    return length

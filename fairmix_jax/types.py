@@ -2,15 +2,27 @@
 
 Dimensions in shape comments: `B` batch, `H, W, C` image height, width and channels,
 `K` classes. Images are float32 in the data set's bounds (`[0, 1]` for pictures), so a
-radius `epsilon` is always in pixel units; normalisation happens inside the model.
+radius `epsilon` is always in pixel units; normalisation happens inside the model. Every key
+that a function takes is consumed by it.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from numbers import Real
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import jax
-from flax import struct
+import numpy as np
+from jax.core import Tracer
+
+Count = Annotated[int, ("low", 1)]
+Natural = Annotated[int, ("low", 0)]
+Amount = Annotated[float, ("low", 0)]
+Positive = Annotated[float, ("above", 0)]
+Share = Annotated[float, ("low", 0), ("high", 1)]
+PositiveShare = Annotated[float, ("above", 0), ("high", 1)]
+ShareBelowOne = Annotated[float, ("low", 0), ("below", 1)]
+"""Numbers with limits, which `runtime.declared` reads."""
 
 Array = jax.Array
 Key = jax.Array
@@ -21,7 +33,7 @@ LogitsFn = Callable[[Array], Array]
 
 
 class Batch(NamedTuple):
-    """A batch of examples.
+    """A batch of examples, stacked along the first axis.
 
     Attributes:
       images: `[B, H, W, C]` float32.
@@ -37,14 +49,13 @@ class Batch(NamedTuple):
 
 
 class Knobs(NamedTuple):
-    """What a rule sets, one number a class, `[K]` float32 each; all ones change nothing.
+    """The knobs that a rule sets, one number a class, `[K]` float32 each; ones change nothing.
 
     Attributes:
       loss_weight: factor of the training loss of a class's examples.
       ce_weight: factor of the loss's cross-entropy, which is all of it for bases without a
         robust term of its own.
-      radius: factor of the training attack's `epsilon`.
-      step_size: factor of the training attack's `step_size`.
+      radius, step_size: factors of the training attack's `epsilon` and `step_size`.
       beta: factor of the robust term of bases that have one (TRADES, MART).
       sampling: relative frequency with which a class's examples are drawn.
       mixing: factor of the mixing probability.
@@ -60,12 +71,7 @@ class Knobs(NamedTuple):
 
 
 class ClassCounts(NamedTuple):
-    """Integer counts per class, `[K]` int32 each; counts of disjoint sets add.
-
-    Attributes:
-      total: examples seen.
-      correct: of these, classified correctly.
-    """
+    """`[K]` int32: examples seen, and of these correct ones; counts of disjoint sets add."""
 
     total: Array
     correct: Array
@@ -90,7 +96,9 @@ class ClassStatistics(NamedTuple):
 
 
 class EpochStatistics(NamedTuple):
-    """What a rule is told after an epoch.
+    """The statistics that a rule gets after an epoch.
+
+    Of `clean`, `robust` and `base` only what `Rule.reads` names is measured; else zeros.
 
     Attributes:
       epoch: `[]` int32, completed epochs.
@@ -99,8 +107,6 @@ class EpochStatistics(NamedTuple):
         under PGD with the training attack's radius and step size.
       base: on the validation set, of the base's losses at the inputs that the base's own
         attack makes, with the current weights and running batch statistics.
-
-    Of `clean`, `robust` and `base` only what `Rule.reads` names is measured; else zeros.
     """
 
     epoch: Array
@@ -112,77 +118,83 @@ class EpochStatistics(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ThreatModel:
-    """The perturbations an attack may use.
+    """The perturbations an attack may use; ValueError for values that are not as required.
+
+    A pytree whose only leaf is `epsilon`: under `jax.jit` one program attacks at any radius, and
+    `jax.vmap` attacks at many. A traced radius cannot be checked, so it is not. `autoattack` and
+    `classwise.evaluate` run on the host and take a number.
 
     Attributes:
       norm: `"linf"` or `"l2"`, of the difference to the clean image.
-      epsilon: radius in pixel units, at least 0; `8 / 255` on CIFAR-10 by convention.
+      epsilon: radius in pixel units, at least 0; `8 / 255` on CIFAR-10 by convention. An array
+        `[E]` of radii is to be mapped over.
       bounds: `(low, high)`, the valid pixel range; infinite for unbounded data.
-
-    Raises:
-      ValueError: unknown norm, negative or non-finite radius, empty range.
     """
 
     norm: Literal["linf", "l2"] = "linf"
-    epsilon: float = 8 / 255
+    epsilon: float | Array = 8 / 255
     bounds: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self):
         if self.norm not in ("linf", "l2"):
             raise ValueError(f"norm={self.norm!r} is unknown; choose 'linf' or 'l2'")
-        if not 0 <= self.epsilon < float("inf"):
+        radii = [] if isinstance(self.epsilon, Tracer) else np.ravel(self.epsilon).tolist()
+        if not all(isinstance(e, Real) and 0 <= e < float("inf") for e in radii):
             raise ValueError(
                 f"epsilon={self.epsilon} is not a radius; give a number >= 0 in pixel units"
             )
-        if not self.bounds[0] < self.bounds[1]:
+        bounds = tuple(self.bounds) if isinstance(self.bounds, Iterable) else ()
+        object.__setattr__(self, "bounds", bounds)
+        is_pair = len(bounds) == 2 and all(isinstance(bound, Real) for bound in bounds)
+        if not is_pair or not bounds[0] < bounds[1]:
             raise ValueError(f"bounds={self.bounds} is empty; give (low, high) with low < high")
+
+
+def _threat_of(static: tuple[Any, ...], leaves: tuple[Any, ...]) -> ThreatModel:
+    """A threat around whatever stands for the radius: JAX puts more than numbers there."""
+    threat = object.__new__(ThreatModel)
+    for name, value in zip(("norm", "bounds", "epsilon"), (*static, *leaves), strict=True):
+        object.__setattr__(threat, name, value)
+    return threat
+
+
+jax.tree_util.register_pytree_node(
+    ThreatModel, lambda threat: ((threat.epsilon,), (threat.norm, threat.bounds)), _threat_of
+)
 
 
 class ApplyFn(Protocol):
     """The model as a pure function; the only view of it outside `fairmix_jax.models`."""
 
     def __call__(
-        self,
-        params: Params,
-        batch_stats: BatchStats,
-        images: Array,
-        *,
-        train: bool,
+        self, params: Params, batch_stats: BatchStats, images: Array, *, train: bool,
         hidden: Callable[[Array], Array] = lambda features: features,
-    ) -> tuple[Array, BatchStats]:
+    ) -> tuple[Array, BatchStats]:  # fmt: skip
         """Returns logits `[B, K]` and the new batch statistics.
 
         With `train=False` the running statistics normalise, examples do not influence each
         other, and the statistics come back unchanged. `hidden` is applied to the hidden
-        features, `[B, ...]`, half-way through the network; a linear model has none, and
-        applies it to its input.
+        features, `[B, ...]`, half-way through the network; a linear model, and a flax module
+        that takes no `hidden`, has none, and applies it to its normalised input.
         """
         ...
 
 
 class Model(NamedTuple):
-    """A network as two pure functions.
-
-    Attributes:
-      init: `key -> (params, batch_stats)`; the key is consumed.
-      apply: see `ApplyFn`.
-    """
+    """A network as two pure functions; `init` is `key -> (params, batch_stats)`."""
 
     init: Callable[[Key], tuple[Params, BatchStats]]
     apply: ApplyFn
 
 
 class StepInput(NamedTuple):
-    """What a base sees of a batch, after augmentation and mixing.
+    """A batch as a base sees it, after augmentation and mixing.
 
     Attributes:
       images: `[B, H, W, C]`.
       targets: `[B, K]` class probabilities, one-hot unless classes were mixed.
       labels: `[B]` int32, the class an example is counted under.
-      radius: `[B]`, factor of the attack's radius.
-      step_size: `[B]`, factor of the attack's step size.
-      ce_weight: `[B]`, factor of the cross-entropy.
-      beta: `[B]`, factor of the robust term.
+      radius, step_size, ce_weight, beta: `[B]`, the `Knobs` of each example's class.
       after_attack: to apply to the attacked images before the loss (mixing).
       hidden: to apply to hidden features where the loss is taken (mixing).
       index: `[B]` int32, numbers that tell the examples' random starts apart; `0 .. B - 1`
@@ -202,12 +214,9 @@ class StepInput(NamedTuple):
 
 
 class BaseLoss(NamedTuple):
-    """What a base returns for a batch.
+    """Losses `[B]`, differentiable in the parameters, and the new batch statistics.
 
-    Attributes:
-      losses: `[B]`, differentiable in the parameters.
-      logits: `[B, K]` at the inputs trained on (adversarial where there is an attack).
-      batch_stats: the new batch statistics.
+    The logits `[B, K]` are those at the inputs trained on, adversarial where there is an attack.
     """
 
     losses: Array
@@ -220,7 +229,7 @@ class Base(NamedTuple):
 
     Attributes:
       attack: `(params, batch_stats, key, inputs) -> images [B, H, W, C]`, adversarial, or
-        the inputs as they are; the key is consumed; no gradient is taken through it.
+        the inputs as they are; no gradient is taken through it.
       loss: `(params, batch_stats, inputs, adversarial) -> BaseLoss`.
       single_step: whether the attack takes one step only, so that the network may learn to
         defeat just that (catastrophic overfitting, Wong et al. 2020, arXiv 2001.03994).
@@ -229,6 +238,13 @@ class Base(NamedTuple):
     attack: Callable[[Params, BatchStats, Key, StepInput], Array]
     loss: Callable[[Params, BatchStats, StepInput, Array], BaseLoss]
     single_step: bool = False
+
+
+class Weights(NamedTuple):
+    """Parameters with the batch statistics that belong to them."""
+
+    params: Params
+    batch_stats: BatchStats
 
 
 def _same(value: Any, *_: Any) -> Any:
@@ -264,36 +280,15 @@ class Rule(NamedTuple):
     observe: Callable[[Any, ClassStatistics], Any] = _same
     update: Callable[[Any, EpochStatistics], Any] = _same
     targets: Callable[[Key, Array, Array], Array] | None = None
-    finish: Callable[["Weights"], "Weights"] = _same
+    finish: Callable[[Weights], Weights] = _same
 
 
 VALIDATION = frozenset(("clean", "robust", "base"))
 """What of `Rule.reads` is measured on the validation set."""
 
 
-class Source(NamedTuple):
-    """Where a member comes from; a constant `SOURCE` of its file, shown in docs/methods.md.
-
-    Attributes:
-      paper: authors, year, arXiv number.
-      code: the original's repository, or why there is none.
-      licence: of that repository; we work from descriptions, whatever it says.
-    """
-
-    paper: str
-    code: str = "-"
-    licence: str = "-"
-
-
-class Weights(NamedTuple):
-    """Parameters with the batch statistics that belong to them."""
-
-    params: Params
-    batch_stats: BatchStats
-
-
 class Averaging(NamedTuple):
-    """Which weights are evaluated: pure functions.
+    """Pure functions that choose the weights to evaluate.
 
     Attributes:
       init: `Weights -> average`, a pytree of arrays, `()` when nothing is averaged.
@@ -310,15 +305,25 @@ class Averaging(NamedTuple):
     end_epoch: Callable[[Any, Weights, ClassCounts], Any] | None = None
 
 
-class TrainState(struct.PyTreeNode):
+class Source(NamedTuple):
+    """The origin of a member: a constant `SOURCE` of its file, shown in docs/methods.md.
+
+    `paper` has authors, year and arXiv number, `code` the original's repository, `licence` that
+    repository's; we work from descriptions, whatever it says.
+    """
+
+    paper: str
+    code: str = "-"
+    licence: str = "-"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
     """Everything that changes during training; all leaves are arrays.
 
-    Attributes:
-      step: `[]` int32, number of completed updates.
-      params, batch_stats: the model's.
-      opt_state: the optimizer's.
-      rule_state: the rule's, see `Rule`.
-      average: averaged weights, or `()` when averaging is off.
+    `step`, `[]` int32, counts completed updates; `rule_state` is as `Rule.init` made it and
+    `average` as `Averaging.init` did.
     """
 
     step: Array
@@ -327,3 +332,7 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
     rule_state: Any
     average: Any
+
+    def replace(self, **changes: Any) -> "TrainState":
+        """Returns the state with some fields changed."""
+        return dataclasses.replace(self, **changes)

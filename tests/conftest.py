@@ -15,8 +15,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from fairmix_jax import cpu  # noqa: E402
-from fairmix_jax.conv import lowering  # noqa: E402
+from fairmix_jax.models.convolution import lowering  # noqa: E402
+from fairmix_jax.runtime import cpu  # noqa: E402
 
 cpu.tune()
 jax.config.update("jax_num_cpu_devices", 2)
@@ -28,11 +28,50 @@ settings.register_profile("fixed", derandomize=True, deadline=None, max_examples
 settings.load_profile("fixed")
 
 
+STRICT = {
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "JAX_DEBUG_KEY_REUSE": "1",
+}
+"""The same checks, for the environment of another process."""
+
+# Longest first: a worker that begins one of them last leaves the other one idle.
+LONGEST = (
+    "test_launch.py",
+    "test_cluster.py",
+    "test_evidence.py",
+    "test_tutorials.py",
+    "test_feedback.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--lowering", choices=["by_platform", "plain"], default="by_platform",
         help="plain: without our own convolutions, for the tests of parity",
     )  # fmt: skip
+    for name, default, text in (
+        ("--kills", 30, "how many kills there are under `-m faults`"),
+        ("--corruptions", 200, "how many files are damaged"),
+        ("--faults-seed", 0, "of the moments and the damage; another number gives other ones"),
+    ):
+        parser.addoption(name, type=int, default=default, help=text)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Prints the table of docs/reliability.md where the tests of faults were asked for."""
+    if config.option.markexpr != "faults":
+        return
+    from faults.figures import table
+
+    terminalreporter.section("faults, for docs/reliability.md")
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    for line in table(reports):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,12 +10,12 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 
 import numpy as np  # noqa: E402
-from tiny import assemble, tiny  # noqa: E402
+from tiny import assemble, build, tiny  # noqa: E402
 
-from fairmix_jax import classwise, sharding  # noqa: E402
-from fairmix_jax.collectives import collectives  # noqa: E402
-from fairmix_jax.evaluate import logits_partial  # noqa: E402
-from fairmix_jax.experiment import build  # noqa: E402
+from fairmix_jax import classwise  # noqa: E402
+from fairmix_jax.lab.compile.tpu import collectives  # noqa: E402
+from fairmix_jax.models.described import logits_partial  # noqa: E402
+from fairmix_jax.runtime import sharding  # noqa: E402
 from fairmix_jax.types import Weights  # noqa: E402
 
 PARTS = dict(model__norm="batch:8", mixing__name="same_class", mixing__num_groups=8)
@@ -62,14 +62,14 @@ def trained(num_devices):
 
 def judged(state, num_devices):
     """The verdict on each of 61 images, by attack, of an evaluation on so many devices."""
-    experiment = build(tiny(**PARTS))
+    task = build(tiny(**PARTS))
     weights = jax.tree.map(np.asarray, Weights(state.params, state.batch_stats))
     with mock.patch.object(jax, "local_devices", lambda: jax.devices()[:num_devices]):
         found = classwise.evaluate(
-            logits_partial(experiment.model.apply, weights),
-            *experiment.dataset.test.take(np.arange(61)),
-            class_names=experiment.dataset.class_names,
-            threat=experiment.threat,
+            logits_partial(task.model.apply, weights),
+            *task.dataset.test.take(np.arange(61)),
+            class_names=task.dataset.class_names,
+            threat=task.threat,
             settings=classwise.Settings("clean,pgd5,apgd-ce", batch_size=32, masking=False),
         )
     return {name: result["verdicts"] for name, result in found["attacks"].items()}

@@ -1,16 +1,26 @@
-"""What docs/evidence.md reads off the committed results beside their reports, as rows of cells."""
+"""What docs/evidence/ reads off the committed results beside their reports, as rows of cells."""
 
+import functools
 import json
 
 import numpy as np
 from conftest import ROOT
 from scipy import stats
 
+from fairmix_jax.report import runs
+from fairmix_jax.runtime import json_files
+
 RESULTS = ROOT / "results"
 
 
+@functools.cache
+def packed(study):
+    """The lines of a committed study: its own, and those of its runs."""
+    return json_files.read_lines(RESULTS / study / runs.PACK)
+
+
 def members(study):
-    return json.loads((RESULTS / study / "sweep.json").read_text())["members"]
+    return packed(study)[0]["sweep"]["members"]
 
 
 def hours(study):
@@ -20,12 +30,11 @@ def hours(study):
     return {"what": "time"} | {name: f"{number:.1f}" for name, number in numbers.items()}
 
 
-def accuracies(base, mixing, study="study_mixing", seeds=(0, 1, 2)):
+def accuracies(arm, study="study_mixing", seeds=(0, 1, 2)):
     """PGD-20 accuracy of each class, mean over seeds, in percent."""
-    names = [f"base.name={base},{mixing},seed={seed}/evaluation.json" for seed in seeds]
-    paths = [path for name in names for path in (RESULTS / study).glob(name)]
-    assert len(paths) == len(seeds)
-    found = [json.loads(path.read_text())["attacks"]["pgd20"] for path in paths]
+    names = [f"{arm}/seed{seed}" for seed in seeds]
+    found = [run["evaluation"]["attacks"]["pgd20"] for run in packed(study) if run["name"] in names]
+    assert len(found) == len(seeds)
     return np.mean([np.divide(f["class_correct"], f["class_total"]) for f in found], 0) * 100
 
 
@@ -36,7 +45,7 @@ def easy_minus_hard(accuracy, easy):
 def easy_of_all():
     """The names of all classes, and the numbers of the easy ones."""
     classes = json.loads((RESULTS / "models" / "pgd_at.json").read_text())["classes"]
-    study = json.loads((RESULTS / "study_mixing" / "config.json").read_text())["study"]
+    study = packed("study_mixing")[0]["config"]["study"]
     return classes, [classes.index(name) for name in study["easy_classes"]]
 
 
@@ -46,10 +55,10 @@ def cuts():
     nine = [name for name in classes if name != "Shirt"]
     numbers = [classes.index(n) for n in nine]
     easy = [nine.index(classes[n]) for n in easy]
-    order = np.argsort(-accuracies("pgd_at", "mixing.name=none"))
+    order = np.argsort(-accuracies("pgd_at"))
     rows = []
     for base in ("pgd_at", "trades"):
-        arms = [accuracies(base, f"mixing.name={m}") for m in ("none", "same_class,*=2")]
+        arms = [accuracies(base), accuracies(f"{base}_k2")]
         found = {
             "cuts": [
                 easy_minus_hard(arms[1], order[:n]) - easy_minus_hard(arms[0], order[:n])
@@ -64,22 +73,18 @@ def cuts():
     return rows
 
 
-def epochs(study, *parts):
-    """For each run whose name has all parts: its lines of `metrics.jsonl`, one an epoch."""
-    paths = sorted((RESULTS / study).glob("*/metrics.jsonl"))
-    chosen = [path for path in paths if all(part in path.parent.name for part in parts)]
-    assert chosen
-    return [[*map(json.loads, path.read_text().splitlines())] for path in chosen]
+def epochs(study, arm):
+    """For each run of an arm: its lines of `metrics.jsonl`, one an epoch."""
+    found = [run["metrics"] for run in packed(study) if run["name"].startswith(f"{arm}/")]
+    assert found
+    return found
 
 
 def seed_two():
     """The row `seed 2`: easy minus hard of that seed with some classes mixed, less that of none."""
     _, easy = easy_of_all()
-    none = accuracies("pgd_at", "mixing.name=none", seeds=[2])
-    mixed = {
-        name: accuracies("pgd_at", f"*.class_strength=({first},*)", "study_theory", [2])
-        for name, first in (("easy", 0), ("hard", 1))
-    }  # T-shirt/top, the first class, is a hard one
+    none = accuracies("pgd_at", seeds=[2])
+    mixed = {name: accuracies(name, "study_theory", [2]) for name in ("easy", "hard")}
     changes = {n: easy_minus_hard(a, easy) - easy_minus_hard(none, easy) for n, a in mixed.items()}
     return [{"what": "seed 2"} | {name: f"{change:+.1f}" for name, change in changes.items()}]
 
@@ -88,7 +93,7 @@ def mixed_by_signal():
     """Rows of study 2's adaptive strengths, an epoch's set at the end of the one before."""
     rows = []
     for signal in ("easy", "boundary"):
-        runs = epochs("study_theory", f"signal={signal}")
+        runs = epochs("study_theory", f"adaptive_{signal}")
         strengths = [[of_classes(line, "rule/mixing/class_") for line in run] for run in runs]
         shirt = [run[1]["Shirt"] for run in strengths]
         amount = [np.mean([*run[0].values()]) for run in strengths]
@@ -103,7 +108,7 @@ def mixed_by_signal():
 
 def risks():
     """Rows of risks in percent: PGD-AT's on validation images, and where S13 changes its sign."""
-    (run,) = epochs("study_tuning", "learning_rate=0.1,", "mixing.name=none")
+    (run,) = epochs("study_tuning", "learning_rate0.1_none")
     found = of_classes(run[-1], "val_robust/class_")
     lines = {"lower": f"{100 * stats.norm.cdf(-1):.1f}", "upper": f"{100 * stats.norm.cdf(1):.1f}"}
     rows = {"risk": {name: f"{100 * (1 - x):.1f}" for name, x in found.items()}, "S13": lines}

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fairmix_jax import plugins
+from fairmix_jax.runtime import registry
 from fairmix_jax.types import ClassCounts, ClassStatistics, EpochStatistics
 
 NUM_CLASSES = 4
@@ -12,9 +12,9 @@ NUM_CLASSES = 4
 
 def make_rule(name, **options):
     """A rule of four classes; a warm-up lasts one epoch."""
-    if "warmup_epochs" in plugins.parameters("rules", name):
+    if "warmup_epochs" in registry.parameters("rules", name):
         options = {"warmup_epochs": 1} | options
-    return plugins.load("rules", name)(NUM_CLASSES, **options)
+    return registry.load("rules", name)(NUM_CLASSES, **options)
 
 
 def class_statistics(total, correct, loss, margin, probabilities):

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from fairmix_jax import attacks
-from fairmix_jax.attacks import ThreatModel, losses, pool
+from fairmix_jax.attacks import ThreatModel, losses
 from fairmix_jax.attacks.apgd import checkpoints
 from fairmix_jax.attacks.apgd import make as make_apgd
 from fairmix_jax.attacks.autoattack import attack_makers
 from fairmix_jax.attacks.fab import State as FabState
 from fairmix_jax.attacks.fab import make as make_fab
+from fairmix_jax.attacks.one_batch import attack_batch
 from fairmix_jax.attacks.projections import steepest_direction, to_hyperplane
 from fairmix_jax.attacks.square import make as make_square
 from fairmix_jax.attacks.square import random_start as square_start
@@ -70,7 +71,7 @@ def compiled(name, norm):
         steps = {"num_queries": 12} if name == "square" else {"num_steps": 4, "num_restarts": 2}
         attack = attack_makers()[name](norm=norm, bounds=BOUNDS, **steps)
         early_exit = norm == "linf"
-        return pool.run(attack, *arguments, epsilon=epsilon, index=index, early_exit=early_exit)
+        return attack_batch(attack, *arguments, epsilon=epsilon, index=index, early_exit=early_exit)
 
     return quick_jit(run)
 
@@ -128,6 +129,17 @@ def test_every_attack_can_be_jitted():
         assert jax.jit(attack).lower(jax.random.key(0), images, labels).out_info.shape == (
             images.shape
         )
+
+
+def test_numpy_arrays_are_attacked_as_they_are():
+    weights, images, labels = draw("linf", 0)
+    run = functools.partial(
+        attacks.square, functools.partial(network, weights), threat=ThreatModel("linf", 0.2),
+        num_queries=2,
+    )  # fmt: skip
+    there = run(jax.random.key(0), images, labels, index=jnp.arange(B))
+    found = run(jax.random.key(0), np.asarray(images), np.asarray(labels), index=np.arange(B))
+    np.testing.assert_array_equal(found, there)
 
 
 def linear(norm, num_classes):
@@ -255,11 +267,11 @@ def test_apgd_halves_its_step_size_wherever_the_loss_does_not_rise():
 )
 def test_square_windows_are_the_published_ones(size, linf, l2):
     for norm, sides in (("linf", linf), ("l2", l2)):
-        schedule = stages((size, size, 3), 5000, 0.8, norm)
-        assert list(schedule.sides[:8]) == sides
-        first = [int(np.argmax(schedule.index == stage)) for stage in range(8)]
+        ours, stage_of = stages((size, size, 3), 5000, 0.8, norm)
+        assert list(ours[:8]) == sides
+        first = [int(np.argmax(stage_of == stage)) for stage in range(8)]
         assert first == [0, 11, 51, 201, 501, 1001, 2001, 4001]
-        assert max(stages((size, 7, 3), 5000, 0.8, norm).sides) <= 7
+        assert max(stages((size, 7, 3), 5000, 0.8, norm)[0]) <= 7
 
 
 def test_square_starts_with_stripes_along_the_height():

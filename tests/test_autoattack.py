@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from fairmix_jax.attacks import Randomized, ThreatModel, autoattack, crew, robustness_curve
+from fairmix_jax.attacks import Randomized, ThreatModel, autoattack, device_pools, robustness_curve
 from fairmix_jax.attacks.apgd import make as make_apgd
 from fairmix_jax.attacks.autoattack import members
 from fairmix_jax.attacks.ensemble import ensemble
-from fairmix_jax.attacks.report import broken_counts, class_counts, confusion, summary
+from fairmix_jax.attacks.report import summary
 
 THREAT = ThreatModel("linf", 0.015)
 STANDARD = ["apgd-ce", "apgd-t", "fab-t", "square"]
@@ -205,6 +205,71 @@ def test_workdir_of_another_evaluation_is_refused(tmp_path):
             evaluate(workdir=tmp_path, **change)
 
 
+def rewritten(path, **changes):
+    """As a script would that knows nothing of digests; a field that is `None` is left out."""
+    with np.load(path) as file:
+        content = dict(file) | changes
+    np.savez(path, **{name: value for name, value in content.items() if value is not None})
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        flipped,
+        lambda path: path.write_bytes(path.read_bytes()[:-100]),
+        lambda path: path.write_bytes(b""),
+        lambda path: rewritten(path, broken_by=np.full(N, -1, np.int8)),
+        lambda path: rewritten(path, current=np.int32(2), done=np.ones(N, bool)),
+        lambda path: rewritten(path, sha256=None),
+    ],
+    ids=["flipped", "cut", "empty", "forged verdicts", "forged progress", "of version 0.1"],
+)
+def test_damaged_and_forged_work_counts_for_nothing(harm, tmp_path):
+    version = ["apgd-ce", "square"]
+    assert interrupted(12, tmp_path, version=version) is None
+    harm(tmp_path / "under_way.npz")
+    assert_same(evaluate(version=version, workdir=tmp_path), evaluate(version=version))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("other", [
+    lambda x: apply(weights(), x) * 1.0001,
+    lambda x: apply(weights(), x) + 1e-3 * jnp.round(x[:, 0, 0]),  # as it is on none of the images
+    Partial(lambda params, x: 2 * apply(params, x), weights()),
+])  # fmt: skip
+def test_work_of_another_function_is_refused(other, tmp_path):
+    """Also of one that classifies the images alike, and with the same weights."""
+    images, labels = examples()
+    images = images.copy()
+    images[:, 0, 0] = 0.497
+    one = (
+        Partial(apply, weights())
+        if isinstance(other, Partial)
+        else functools.partial(apply, weights())
+    )
+    evaluation = functools.partial(
+        autoattack, images=images, labels=labels, threat=THREAT, version=["apgd-ce"],
+        workdir=tmp_path, batch_size=75, save_seconds=0,
+    )  # fmt: skip
+
+    calls = itertools.count(1)
+
+    def stop(status):
+        if next(calls) == 3:
+            raise Interruption
+
+    with pytest.raises(Interruption):
+        evaluation(one, on_progress=stop)
+    with pytest.raises(ValueError, match="an evaluation with function="):
+        evaluation(other)
+
+
 def test_zero_epsilon_is_clean_accuracy():
     threat, attacked = ThreatModel("linf", 0.0), np.arange(N) < 150
     report, (images, labels) = evaluate(threat=threat, candidates=attacked), examples()
@@ -215,7 +280,7 @@ def test_zero_epsilon_is_clean_accuracy():
 
 def test_each_attack_breaks_some_and_changes_nothing_before_it(whole):
     assert (np.bincount(whole.broken_by + 1, minlength=6) > 0).all()
-    for count in range(4):
+    for count in range(1, 4):
         report = evaluate(version=STANDARD[:count])
         expected = np.where(whole.broken_by <= count, whole.broken_by, -1)
         np.testing.assert_array_equal(report.broken_by, expected)
@@ -225,7 +290,7 @@ def test_curve_falls_and_neither_a_radius_nor_other_weights_compile_anything(
     whole, compilations, monkeypatch
 ):
     """Of pools of one size: another number of survivors may ask for another size."""
-    monkeypatch.setattr(crew, "_EIGHTHS", (8,))
+    monkeypatch.setattr(device_pools, "_EIGHTHS", (8,))
     logits_fn, epsilons = Partial(apply, weights()), [0.0, 0.005, 0.015, 0.03]
     compilations.clear()
     curve = robustness_curve(
@@ -283,12 +348,13 @@ def test_unknown_versions_and_attacks_are_named(version, message):
 
 
 def test_report_adds_up(whole):
-    total, robust = class_counts(whole)
-    np.testing.assert_array_equal(total, np.bincount(examples()[1], minlength=10))
-    np.testing.assert_array_equal(broken_counts(whole).sum(0) + robust, total)
-    np.testing.assert_array_equal(confusion(whole).sum(1), total)
-    np.testing.assert_array_equal(np.diag(confusion(whole)), robust)
-    assert json.loads(json.dumps(summary(whole)))["confusion"] == confusion(whole).tolist()
+    found, labels = json.loads(json.dumps(summary(whole))), examples()[1]
+    np.testing.assert_array_equal(whole.labels, labels)
+    total, robust = (np.bincount(part, minlength=10) for part in (labels, labels[whole.robust]))
+    assert list(found["broken_by"]) == ["clean", *STANDARD]
+    np.testing.assert_array_equal(np.sum([*found["broken_by"].values()], axis=0) + robust, total)
+    np.testing.assert_array_equal(np.sum(found["confusion"], axis=1), total)
+    np.testing.assert_array_equal(np.diag(found["confusion"]), robust)
 
 
 def test_adversarial_images_are_what_the_report_says(whole):

@@ -6,25 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import assemble, run, tiny
+from tiny import assemble, build, run, tiny
 
-from fairmix_jax import awp, mixing, plugins
-from fairmix_jax.checkpoint import digest
-from fairmix_jax.experiment import build
-from fairmix_jax.rules import none
-from fairmix_jax.train_step import make_train_step
-from fairmix_jax.training_attack import TrainingAttack
-from fairmix_jax.types import (
-    Averaging,
-    Base,
-    BaseLoss,
-    Batch,
-    Knobs,
-    Rule,
-    StepInput,
-    ThreatModel,
-    TrainState,
-)
+from fairmix_jax.methods import awp, mixing
+from fairmix_jax.methods.rules import none
+from fairmix_jax.methods.training_attack import TrainingAttack
+from fairmix_jax.runtime import registry
+from fairmix_jax.training.checkpoints import digest
+from fairmix_jax.training.step import initial_state, make_train_step
+from fairmix_jax.types import Base, BaseLoss, Batch, Knobs, Rule, StepInput, ThreatModel, Weights
 
 
 def pixels_are_logits(params, batch_stats, images, *, train, hidden=lambda x: x):
@@ -43,7 +33,7 @@ def inputs_of(images, labels, num_classes, **changes):
 def loss_by_hand(name, **options):
     """Logits (0, 0) at x and (ln 3, 0) at x', class 0: p = (1/2, 1/2), p' = (3/4, 1/4)."""
     attack = TrainingAttack(ThreatModel(bounds=(-9.0, 9.0)), num_steps=0, step_size=0.1)
-    base = plugins.load("bases", name)(pixels_are_logits, attack, **options)
+    base = registry.load("bases", name)(pixels_are_logits, attack, **options)
     clean = jnp.zeros((1, 1, 2, 1))
     robust = clean.at[0, 0, 0, 0].set(jnp.log(3.0))
     knobs = {"beta": jnp.asarray([0.5]), "ce_weight": jnp.asarray([2.0])}
@@ -78,7 +68,7 @@ def test_trades_gradient_can_stop_at_the_clean_argument():
 
     def gradient(**options):
         attack = TrainingAttack(ThreatModel(bounds=(-9.0, 9.0)), num_steps=0, step_size=0.1)
-        base = plugins.load("bases", "trades")(pixels_are_logits, attack, **options)
+        base = registry.load("bases", "trades")(pixels_are_logits, attack, **options)
         clean = jnp.asarray([[[[1.0], [0.0]]]])
         inputs = inputs_of(clean, jnp.asarray([0]), 2)
 
@@ -130,7 +120,7 @@ def test_fgsm_rs_is_one_pgd_step_of_its_size():
 def test_n_fgsm_leaves_the_ball_but_not_the_bounds(rng, noise, step, reach):
     threat = ThreatModel(epsilon=0.1)
     attack = TrainingAttack(threat, num_steps=10, step_size=0.01)
-    base = plugins.load("bases", "n_fgsm")(pixels_are_logits, attack, noise=noise, step=step)
+    base = registry.load("bases", "n_fgsm")(pixels_are_logits, attack, noise=noise, step=step)
     images = jnp.asarray(rng.uniform(0, 1, (200, 1, 3, 1)), jnp.float32)
     inputs = inputs_of(images, jnp.zeros(200, jnp.int32), 3)
     params = {"scale": jnp.ones(())}
@@ -187,7 +177,7 @@ def test_trades_compares_with_predictions_of_the_attack_s_own_mode(network, mode
         return apply(images, train=train)
 
     attack = TrainingAttack(ThreatModel(epsilon=0.2), 1, 0.05, batch_norm=mode)
-    base = plugins.load("bases", "trades")(apply_fn, attack, start="none")
+    base = registry.load("bases", "trades")(apply_fn, attack, start="none")
     base.attack({}, {}, jax.random.key(0), inputs_of(batch.images, batch.labels, 10))
     assert set(seen) == {mode == "train"}
 
@@ -251,7 +241,7 @@ def test_targets_are_approached_and_the_rest_is_attacked_as_ever(network):
 def test_wrong_options_of_a_base_are_named(name, options, message):
     attack = TrainingAttack(ThreatModel(), num_steps=1, step_size=0.1)
     with pytest.raises(ValueError, match=message):
-        plugins.load("bases", name)(pixels_are_logits, attack, **options)
+        registry.load("bases", name)(pixels_are_logits, attack, **options)
 
 
 @pytest.mark.parametrize("field", ["batch_norm", "start"])
@@ -303,22 +293,25 @@ def hand_made_step(rule, *, losses, seen=None, **options):
 
     tx = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1))
     step = make_train_step(
-        augment=lambda key, images: images,
-        mixing=mixing.make("none", 2),
         base=Base(
             attack, lambda p, stats, inputs, x: BaseLoss(losses(p), jnp.zeros((4, 2)), stats)
         ),
         rule=rule,
-        averaging=Averaging(lambda w: (), lambda a, w, s: a, lambda a, w: w),
         tx=tx,
+        num_classes=2,
         **options,
     )
     params = jnp.asarray([[3.0, 4.0]])
-    start = jnp.asarray(0, jnp.int32)
-    state = TrainState(start, params, (), tx.init(params), rule.init(), ())
+    state = initial_state(Weights(params, ()), tx=tx, rule=rule)
     labels = jnp.asarray([0, 1, 1, 1], jnp.int32)
     batch = Batch(jnp.zeros((4, 1, 1, 1)), labels, jnp.arange(4), jnp.ones(4, bool))
     return params, *step(state, batch, jax.random.key(0))
+
+
+def test_a_step_without_a_rule_needs_the_number_of_classes():
+    base = Base(lambda *_: None, lambda *_: None)
+    with pytest.raises(ValueError, match="num_classes"):
+        make_train_step(base=base, tx=optax.sgd(0.1), mixing=mixing.make("none", 2))
 
 
 def test_awp_steps_from_the_weights_with_the_gradient_of_the_shifted_ones():

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import pytest
 from conftest import ROOT
 
-from configs import attack_scaling, attack_throughput
-from fairmix_jax import benchmark, cpu
-from fairmix_jax.benchmark import timing
-from fairmix_jax.benchmark.subject import INPUT_GRADIENT
-from fairmix_jax.benchmark.throughput_tables import exponents, tables
-from fairmix_jax.errors import UsageError
-from fairmix_jax.tables import markdown
+from fairmix_jax.lab import benchmark
+from fairmix_jax.lab.benchmark import timing
+from fairmix_jax.lab.benchmark.subject import INPUT_GRADIENT
+from fairmix_jax.lab.benchmark.throughput_tables import exponents, tables
+from fairmix_jax.lab.configs.benchmarks import attack_scaling, attack_throughput
+from fairmix_jax.runtime import cpu
+from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.runtime.tables import markdown
 
 
 @pytest.fixture
@@ -90,7 +91,8 @@ def member(seconds, *, steps=(5,), images=32, parameters=1000):
                 "seconds": {"median": seconds(n, images, parameters)},
             }
             for n in steps
-        },
+        }
+        | {"square2": {"passes": {"forward": 2}, "seconds": {"median": 1.0}}},
     }
 
 
@@ -111,6 +113,7 @@ def test_exponents_of_a_known_cost():
     assert (fitted["images"]["from"], fitted["images"]["to"]) == (32, 512)
     del members["2000"]
     assert "parameters" not in exponents(members)  # two points make any line
+    assert exponents({"no pgd": member(cost, steps=())}) == {}
 
 
 @pytest.fixture(scope="module")
@@ -160,9 +163,22 @@ def test_an_unknown_attack_is_named(tmp_path):
 )
 def test_published_tables_are_those_of_the_results(name, number, kind):
     result = json.loads((ROOT / "results" / f"{name}.json").read_text())
-    text = (ROOT / "docs" / "performance.md").read_text()
+    text = (ROOT / "docs" / "performance" / "figures.md").read_text()
     published = text.split(f"<!-- table: {kind} -->\n")[1]
     assert published.startswith(markdown(tables(result)[number]) + "\n")
+
+
+def test_the_short_table_of_speed_is_read_off_the_long_ones():
+    result = json.loads((ROOT / "results" / "attack_throughput.json").read_text())
+    throughput, peers = (table.rows for table in tables(result)[:2])
+    text = (ROOT / "docs" / "performance.md").read_text()
+    for network in ("small_cnn-16, 128", "preact_resnet-18-16, 128"):
+        (efficiency,) = (row[8] for row in throughput if row[:2] == [network, "pgd20"])
+        faster = {(row[1], row[2]): row[5] for row in peers if row[0] == network}
+        others = ("plain flax, fori_loop", "Foolbox (JAX)", "torchattacks")
+        cells = [network, efficiency, *(faster["pgd20", who] for who in others)]
+        cells.append(faster["training step, pgd_at", "PyTorch, channels_last"])
+        assert f"| {' | '.join(cells)} |" in text
 
 
 @pytest.mark.parametrize("flags", ["", "--xla_dump_to=x"])

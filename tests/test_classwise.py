@@ -1,5 +1,6 @@
 """Evaluation of any JAX function: verdicts, unions, curves, whatever the batches."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.tree_util import Partial
 
-from fairmix_jax import classwise, evaluate, metrics, report, verdicts
+from fairmix_jax import classwise, report
 from fairmix_jax.attacks import ThreatModel
-from fairmix_jax.classwise import Settings
-from fairmix_jax.errors import UsageError
+from fairmix_jax.classwise import Settings, image_verdicts, metrics
+from fairmix_jax.lab import evaluate_run
+from fairmix_jax.runtime.errors import UsageError
 
 NAMES = ("left", "right")
 THREAT = ThreatModel("linf", 0.1)
@@ -96,7 +98,7 @@ def test_an_attack_of_a_subset_tells_of_its_images_only(found, tmp_path):
     np.testing.assert_array_equal(kept["robust"], whole["robust"][chosen])
 
 
-@pytest.mark.parametrize("name", ["fast@", "fast@0", "fast@many"])
+@pytest.mark.parametrize("name", ["fast@", "fast@0", "fast@many", "fast@²"])
 def test_a_subset_has_a_number(name):
     with pytest.raises(UsageError, match="give a number of images after '@'"):
         run(settings=Settings(attacks=name))
@@ -129,11 +131,11 @@ def test_an_image_meets_the_same_attack_in_a_subset(found):
         settings=Settings(attacks="pgd1"),
     )["attacks"]["pgd1"]  # fmt: skip
     whole = run(settings=Settings(attacks="pgd1"))["attacks"]["pgd1"]
-    kept = verdicts.unpack(whole["verdicts"], whole["class_total"])
+    kept = image_verdicts.unpack(whole["verdicts"], whole["class_total"])
     right = np.zeros(24, bool)
     for number in (0, 1):
         right[labels == number] = kept[number]
-    assert subset["verdicts"] == verdicts.pack(labels[rows], right[rows], 2)
+    assert subset["verdicts"] == image_verdicts.pack(labels[rows], right[rows], 2)
 
 
 def test_other_bounds_norms_and_absent_classes():
@@ -159,7 +161,7 @@ def test_confusion_calibration_and_packed_verdicts_add_up(found):
         assert np.diag(confusion).tolist() == result["class_correct"]
         bins = result["calibration"]["bins"]
         assert sum(bins["count"]) == 24 and sum(bins["correct"]) == sum(result["class_correct"])
-        packed = verdicts.unpack(result["verdicts"], result["class_total"])
+        packed = image_verdicts.unpack(result["verdicts"], result["class_total"])
         assert [int(right.sum()) for right in packed] == result["class_correct"]
     np.testing.assert_array_equal(
         packed[1], np.load(directory / "attacks" / "pgd10" / "verdicts.npz")["robust"][1::2]
@@ -174,8 +176,16 @@ def test_examples_are_inside_the_ball_and_the_bounds(found):
         assert kept["adversarial"].min() >= 0 and kept["adversarial"].max() <= 1
 
 
+def test_images_of_an_ensemble_are_kept_if_asked_for(tmp_path):
+    settings = Settings(attacks="apgd-ce", save_adversarial=True)
+    run(settings=settings, directory=tmp_path)
+    with np.load(tmp_path / "attacks" / "apgd-ce" / "verdicts.npz") as kept:
+        change = np.abs(kept["adversarial"] - images()[0])
+        assert change.shape == (24, 4, 4, 1) and 0.09 < change.max() <= 0.1 + 1e-6
+
+
 def test_results_do_not_depend_on_the_batch_size(found):
-    other = run(settings=ALL._replace(batch_size=7))
+    other = run(settings=dataclasses.replace(ALL, batch_size=7))
     assert without_times(other) == without_times(found[0])
 
 
@@ -206,7 +216,7 @@ def test_logits_that_are_not_finite_count_as_wrong():
 
 def test_a_foreign_model_stands_beside_others_in_a_report(found, tmp_path):
     for number, scale in enumerate((1.0, 0.5)):
-        evaluate.save_foreign(
+        evaluate_run.save_foreign(
             tmp_path / str(number), run(lambda x, s=scale: brightness(x) + s - 1),
             method=f"theirs {number}", dataset="toy",
         )  # fmt: skip
@@ -218,12 +228,12 @@ def test_a_foreign_model_stands_beside_others_in_a_report(found, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(labels=np.zeros(3, int)), "labels of shape"),
+        (dict(labels=np.zeros(3, int)), "labels has shape"),
         (dict(labels=np.full(24, 2)), "class_names has 2 names"),
         (dict(settings=Settings(attacks="cw")), "'cw' is unknown"),
-        (dict(settings=Settings(radii=(1.0, 0.5))), "must be positive and rise"),
-        (dict(images=255 * images()[0]), "floats inside the bounds"),
-        (dict(images=images()[0].astype(int)), "give uint8"),
+        (dict(settings=Settings(radii=(1.0, 0.5))), "does not rise"),
+        (dict(images=255 * images()[0]), "finite values inside threat.bounds"),
+        (dict(images=images()[0].astype(int)), "images has type"),
         (dict(class_names="abc"), "must give \\(1, 3\\)"),
     ],
 )
@@ -238,17 +248,17 @@ def test_bad_input_is_named(change, message):
 def test_packing_is_undone_by_unpacking(pairs):
     labels, right = (np.array(column) for column in zip(*pairs, strict=True))
     totals = np.bincount(labels, minlength=4)
-    unpacked = verdicts.unpack(verdicts.pack(labels, right, 4), totals)
+    unpacked = image_verdicts.unpack(image_verdicts.pack(labels, right, 4), totals)
     for number, row in enumerate(unpacked):
         np.testing.assert_array_equal(row, right[labels == number])
 
 
 def test_calibration_by_hand():
     """Two images at 0.9 of which one is right, two at 0.6 of which both are."""
-    found = verdicts.Verdicts(
+    found = image_verdicts.Verdicts(
         np.array([0, 1, 0, 1]), np.array([0.9, 0.9, 0.6, 0.6]), np.array([1, 0, 1, 1], bool)
     )
-    measured = verdicts.calibration(np.array([0, 0, 0, 1]), found, 2)
+    measured = image_verdicts.calibration(np.array([0, 0, 0, 1]), found, 2)
     assert measured["ece"] == pytest.approx((2 * 0.4 + 2 * 0.4) / 4)
     assert measured["class_confidence"] == pytest.approx([0.8, 0.6])
 

@@ -10,16 +10,21 @@ import sys
 import time
 from pathlib import Path
 
+import chex
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT
+from flax.serialization import msgpack_serialize
 from safetensors.numpy import load_file
 
-from fairmix_jax import cluster, exchange
 from fairmix_jax.attacks import report
-from fairmix_jax.engines import processes
-from fairmix_jax.errors import Interrupted, UsageError
-from fairmix_jax.types import ThreatModel
+from fairmix_jax.attacks.verdict_state import OtherEvaluation
+from fairmix_jax.lab.engines import local_processes
+from fairmix_jax.runtime import processes
+from fairmix_jax.runtime.errors import Interrupted, UsageError
+from fairmix_jax.types import Weights
 
 RUN = [
     "--config=configs/digits.py:smoke", "--config.model.width=8", "--config.batch_size=40",
@@ -149,11 +154,11 @@ def test_one_killed_ends_the_other_within_a_minute(number, alone, tmp_path):
 
 
 def test_alone_nothing_is_sent():
-    assert cluster.is_main() and cluster.from_each(lambda: 3) == [3]
-    assert cluster.from_main(lambda: "here") == "here"
-    assert cluster.share(5).tolist() == [0, 1, 2, 3, 4]
+    assert processes.is_main() and processes.from_each(lambda: 3) == [3]
+    assert processes.from_main(lambda: "here") == "here"
+    assert processes.share(5).tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="not here"):
-        cluster.from_main(lambda: int("not here"))
+        processes.from_main(lambda: int("not here"))
 
 
 class Odd(Exception):
@@ -163,26 +168,62 @@ class Odd(Exception):
         super().__init__(f"{message}, {more}")
 
 
+def fail(error):
+    raise error
+
+
 def test_what_is_raised_elsewhere_is_raised_here():
-    assert exchange.opened(exchange.outcome(lambda: {"a": 3})) == {"a": 3}
-
-    def fail(error):
-        raise error
-
-    for error in (UsageError("batch_size=0"), Interrupted("SIGTERM"), KeyError("x")):
-        data = exchange.outcome(lambda error=error: fail(error))
+    for error in (UsageError("batch_size=0"), Interrupted("SIGTERM"), ValueError("x"), OSError(2)):
+        data = processes.outcome(lambda error=error: fail(error))
         with pytest.raises(type(error), match=str(error)) as raised:
-            exchange.opened(data)
+            processes.opened(data)
         assert raised.value.is_agreed and "in process 0" in raised.value.__notes__[0]
-    for odd in (lambda: fail(Odd("one", "two")), lambda: lambda: None):
-        with pytest.raises(Exception, match=r"Odd: one, two|pickle|lambda"):
-            exchange.opened(exchange.outcome(odd))
+    other = processes.outcome(lambda: fail(OtherEvaluation("another")))
+    with pytest.raises(OtherEvaluation, match="another"):
+        processes.opened(other)
+    for odd in (Odd("one", "two"), KeyError("one, two"), subprocess.TimeoutExpired("one, two", 3)):
+        with pytest.raises(RuntimeError, match=rf"{type(odd).__name__}: .*one, two"):
+            processes.opened(processes.outcome(lambda odd=odd: fail(odd)))
+
+
+def test_processes_exchange_the_same_values(rng):
+    sent = {
+        "plain": [None, True, 3, 0.1, "é\n", float("inf")], "single": np.float32(2.5),
+        "nested": ({7: [()]}, (1, "b")), "weights": Weights({"a": np.ones(2)}, {}),
+        "arrays": [rng.random((2, 3)), np.zeros((0, 4), np.int8), np.asarray(True)],
+        "more": [jnp.ones(3, jnp.bfloat16), np.arange(4, dtype=np.uint32)[::2], np.zeros((), int)],
+        "report": part(rng, 3, [(0, 0, 3)]),
+    }  # fmt: skip
+    received = processes.opened(processes.outcome(lambda: sent))
+    assert list(received) == list(sent)
+    chex.assert_trees_all_equal_structs(received, sent)
+    for ours, theirs in zip(jax.tree.leaves(received), jax.tree.leaves(sent), strict=True):
+        if hasattr(theirs, "dtype"):
+            assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+            np.testing.assert_array_equal(ours, theirs)
+        else:
+            assert type(ours) is type(theirs) and ours == theirs
+
+
+@pytest.mark.parametrize(
+    "named", [["os", "system", ["true"]], ["builtins", "eval", ["1"]], ["subprocess", "Popen", []]]
+)
+def test_what_processes_exchange_is_no_program(named):
+    """Nothing is pickled, and no name in the bytes is called but those of our own types."""
+    for name in ("processes", "messages"):
+        assert "pickle" not in (ROOT / "fairmix_jax" / "runtime" / f"{name}.py").read_text()
+    for text in ([{"named": named}, None], [None, [*named[:2], "x", ""]]):
+        with pytest.raises(TypeError, match="cannot be sent from one process to others"):
+            processes.opened(msgpack_serialize(text))
+    for value in (lambda: None, {1, 2}, Path("x"), np.asarray([None])):
+        with pytest.raises((TypeError, ValueError), match=r"cannot be sent|serialize|not supp"):
+            processes.opened(processes.outcome(lambda value=value: value))
 
 
 def test_shares_are_put_back_in_order():
     whole = {"a": np.arange(7), "b": np.arange(14.0).reshape(7, 2)}
     parts = [{name: value[n::3] for name, value in whole.items()} for n in range(3)]
-    for name, value in cluster.dealt(parts).items():
+    for name, value in processes.dealt(parts).items():
         np.testing.assert_array_equal(value, whole[name])
 
 
@@ -196,15 +237,38 @@ def test_shares_are_put_back_in_order():
 )
 def test_half_a_cluster_is_a_mistake(arguments, message):
     with pytest.raises(UsageError, match=message):
-        cluster.join(**arguments)
+        processes.join(**arguments)
+
+
+@pytest.mark.parametrize("coordinator", ["nowhere", "host:", "host:port", "a b:1", "http://h:1"])
+def test_an_address_that_is_none_is_refused_at_once(coordinator):
+    with pytest.raises(UsageError, match=r"coordinator=.* is not understood; give host:port"):
+        processes.join(coordinator=coordinator, num_processes=2, process_id=1)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_says_whom_it_waits_for_and_ends_in_a_line(number):
+    """JAX would wait for minutes without a word, then abort the process with a dump."""
+    address = local_processes.free_address("127.0.0.1")
+    source = (
+        "from fairmix_jax.runtime import processes; processes.JOIN_SECONDS = 1.5;"
+        f"processes.join({address!r}, 2, {number})"
+    )
+    command = [sys.executable, "-c", source]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert f"process {number} of 2 waits up to 1.5 s for" in result.stdout
+    assert address in result.stdout and result.stdout.count("\n") == 1
+    assert "has waited 1.5 s for" in result.stderr and address in result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
 
 
 def test_one_process_is_no_cluster(monkeypatch):
-    cluster.join(num_processes=1)
+    processes.join(num_processes=1)
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    cluster.join()
+    processes.join()
     with pytest.raises(UsageError, match="num_processes=1 with --backend=processes"):
-        processes.run(["launch.py"], 1)
+        local_processes.run([], 1)
 
 
 def test_reports_of_shares_are_one_report(rng):
@@ -227,5 +291,5 @@ def part(rng, number, curve):
         forward_passes=rng.integers(0, 9, (2, number)),
         gradient_passes=np.zeros((2, number), np.int32), seconds=(0.0, 9.0 - number),
         compile_seconds=1.0, curve=np.asarray(curve, float), num_classes=3,
-        threat=ThreatModel("linf", 0.1), notes=(),
+        notes=(),
     )  # fmt: skip

@@ -50,7 +50,7 @@ def test_a_step_compiled_for_eight_chips_reduces_once_and_never_in_a_loop(tmp_pa
 def test_the_cost_model_is_within_five_percent_of_the_compiled_programs(
     model, tfds_dir, tmp_path, monkeypatch
 ):
-    """The three models of docs/scaling.md; WideResNet-28-10 for v5p."""
+    """The three models of docs/scaling/tpu_programs.md; WideResNet-28-10 for v5p."""
     monkeypatch.setenv("TFDS_DATA_DIR", tfds_dir)
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_jf_crs_combiner_threshold_in_bytes=1073741824")
     name = "fashion_mnist" if model == "fashion_mnist" else "cifar10"

@@ -11,8 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from jax import lax
 
-from fairmix_jax import models, plugins
-from fairmix_jax.conv import conv, same_padding
+from fairmix_jax.models import described
+from fairmix_jax.models.convolution import conv, same_padding
+from fairmix_jax.runtime import registry
 
 
 def plain(images, kernel, *, stride, padding):
@@ -88,8 +89,8 @@ def test_accelerator_programs_have_the_convolutions_of_the_plain_one(platform, m
     """Exported from this machine; the whole gradient of a residual network is compared."""
 
     def convolutions():
-        module = plugins.load("models", "preact_resnet")(10, depth=10, width=8)
-        model = models.build(module, (16, 16, 3), mean=[0.5] * 3, std=[0.25] * 3)
+        module = registry.load("models", "preact_resnet")(10, depth=10, width=8)
+        model = described.from_linen(module, (16, 16, 3), mean=[0.5] * 3, std=[0.25] * 3)
         params, stats = jax.eval_shape(lambda: model.init(jax.random.key(0)))
 
         def loss(params, images):
@@ -104,6 +105,6 @@ def test_accelerator_programs_have_the_convolutions_of_the_plain_one(platform, m
         return sorted(found)
 
     ours = convolutions()
-    monkeypatch.setattr("fairmix_jax.models._layers.conv", plain)
+    monkeypatch.setattr("fairmix_jax.models.layers.conv", plain)
     assert ours == convolutions()
     assert len(ours) > 20

@@ -8,8 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from jax import lax
 
-from fairmix_jax import cost_model
-from fairmix_jax.compile_report import next_size
+from fairmix_jax.lab.compile import cost_model
+from fairmix_jax.lab.compile.pod_programs import next_size
 
 V5E, V5P = cost_model.CHIPS["TPU v5 lite"], cost_model.CHIPS["TPU v5"]
 
@@ -32,7 +32,7 @@ def test_a_convolution_of_ones_sums_to_its_multiply_adds(
     """Every product of a one with a one is a one; what falls on padding adds nothing."""
     options = (stride, ((low, high), (high, low)), gap, dilation)
     images, weights = jnp.ones((2, *size, 3)), jnp.ones((kernel, kernel, 3, 4))
-    work = cost_model.work_of(lambda x, w: convolve(x, w, *options), images, weights)
+    work = cost_model.operations_of(lambda x, w: convolve(x, w, *options), images, weights)
     assert work.multiply_adds == work.first == int(convolve(images, weights, *options).sum())
     assert work.elements == 0
 
@@ -45,9 +45,11 @@ def test_each_gradient_of_a_convolution_takes_as_much_again(size, kernel, stride
     def loss(x, w):
         return convolve(x, w, stride, padding, 1, 1).sum()
 
-    whole = cost_model.work_of(lambda x, w: convolve(x, w, stride, padding, 1, 1), images, weights)
+    whole = cost_model.operations_of(
+        lambda x, w: convolve(x, w, stride, padding, 1, 1), images, weights
+    )
     for argument in (0, 1):
-        gradient = cost_model.work_of(jax.grad(loss, argument), images, weights)
+        gradient = cost_model.operations_of(jax.grad(loss, argument), images, weights)
         assert gradient.multiply_adds == 2 * whole.multiply_adds
 
 
@@ -58,15 +60,15 @@ def test_products_loops_and_everything_else_by_hand():
     def function(x, w, v):
         return lax.fori_loop(0, 9, lambda _, y: y @ v, x @ w)
 
-    work = cost_model.work_of(function, *shapes)
+    work = cost_model.operations_of(function, *shapes)
     assert (work.multiply_adds, work.first) == (5 * 3 * 7 + 5 * 7 * 7, 5 * 3 * 7)
-    work = cost_model.work_of(lambda x: jnp.exp(x) * 2.0, shapes[0])
+    work = cost_model.operations_of(lambda x: jnp.exp(x) * 2.0, shapes[0])
     assert work == (0, 0, 30)
 
 
 def test_a_step_by_hand():
     """Forward 100 multiply-adds, 10 of them in the first layer, 7 other numbers; 4 attack steps."""
-    work = cost_model.Work(100, 10, 7)
+    work = cost_model.Operations(100, 10, 7)
     assert cost_model.step_flops(work, 4) == (200 + 7) * 4 * 2 + (200 + 7) * 3 - 20
     assert cost_model.reduced_bytes({"a": jnp.zeros((3, 4)), "b": [jnp.zeros(5)]}) == 68
 

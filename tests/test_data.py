@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairmix_jax import data, sharding
+from fairmix_jax import data
 from fairmix_jax.data import Split, batches, digits, gaussian, noise
-from fairmix_jax.errors import UsageError
+from fairmix_jax.runtime import sharding
+from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.training.loop import epoch_order
 
 
 def test_digits_are_all_there_once():
@@ -60,10 +62,10 @@ def test_balanced_rows():
 
 def test_epoch_order_is_a_permutation_and_a_function_of_key_and_epoch():
     key = jax.random.key(0)
-    first, second = (batches.epoch_order(key, epoch, size=50) for epoch in (0, 1))
+    first, second = (epoch_order(key, epoch, size=50) for epoch in (0, 1))
     assert sorted(first.tolist()) == list(range(50))
     assert (first != second).any()
-    np.testing.assert_array_equal(first, batches.epoch_order(jax.random.key(0), 0, size=50))
+    np.testing.assert_array_equal(first, epoch_order(jax.random.key(0), 0, size=50))
 
 
 def test_batches_in_order_cover_the_split_once_with_masked_padding(rng):
@@ -86,13 +88,6 @@ def test_batches_taken_from_memory_are_those_taken_from_the_device(size, rng):
         np.testing.assert_array_equal(ours, theirs)
         assert ours.dtype == theirs.dtype
     assert there.images.sharding.is_fully_replicated == (size == 5)
-
-
-def test_rows_of_a_device_are_its_part_of_the_batch():
-    mesh = sharding.data_mesh()
-    for size, expected in ((6, [0, 1, 2, 3, 4, 5]), (5, [0, 1, 2, 3, 4])):
-        place = sharding.of_batch(mesh, size)
-        assert sharding.positions_here(place, size).tolist() == expected
 
 
 def test_augmentation_shifts_and_mirrors_each_image_by_itself():

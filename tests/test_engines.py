@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from fairmix_jax import engines, workdir
-from fairmix_jax.engines import ray, slurm
-from fairmix_jax.errors import UsageError
+from fairmix_jax.lab import engines, workdir
+from fairmix_jax.lab.schema import Launch
+from fairmix_jax.runtime.errors import UsageError
 
 
 def needs(package):
@@ -49,7 +49,7 @@ def finish(process):
 def evaluation(path):
     """`evaluation.json` without what differs from one run of a program to the next."""
     content = json.loads((path / "evaluation.json").read_text())
-    del content["provenance"]
+    del content["provenance"], content["checksum"]
     for result in content["attacks"].values():
         del result["seconds"]
     return content
@@ -90,13 +90,23 @@ def here(tmp_path_factory):
 
 
 @needs("submitit")
+def test_no_line_break_reaches_a_batch_script(tmp_path):
+    """The partition, the other text in it, is checked with the config's fields."""
+    from fairmix_jax.lab.engines import slurm
+
+    with pytest.raises(UsageError, match=r"workdir='.*a\\nb' has a line break"):
+        slurm._executor(tmp_path / "a\nb" / "slurm", Launch())
+    assert not list(tmp_path.iterdir())
+
+
+@needs("submitit")
 def test_a_job_about_to_end_saves_and_is_queued_again(here, tmp_path):
     """Submitit's local executor; SIGUSR2 is what Slurm sends when the time is nearly up."""
     directory = tmp_path / "study"
     local = ["--backend=slurm", "--config.launch.submitit=local"]
     process = start(directory, *local, HALF)
     wait_for_epochs(process, directory / NAMES[1] / "metrics.jsonl")
-    (member,) = processes("launch.py", str(directory / NAMES[1]))
+    (member,) = processes("fairmix_jax.lab", str(directory / NAMES[1]))
     job = int(Path(f"/proc/{member}/stat").read_text().split(")")[1].split()[1])
     os.kill(job, signal.SIGUSR2)
     finish(process)
@@ -119,7 +129,7 @@ def test_a_cluster_of_two_nodes_survives_the_death_of_a_worker(here, tmp_path):
         directory = tmp_path / "study"
         process = start(directory, "--backend=ray", GRID, RAY_ADDRESS=cluster.address)
         wait_for_epochs(process, directory / NAMES[0] / "metrics.jsonl")
-        (member,) = processes("launch.py", str(directory / NAMES[0]))
+        (member,) = processes("fairmix_jax.lab", str(directory / NAMES[0]))
         worker = int(Path(f"/proc/{member}/stat").read_text().split(")")[1].split()[1])
         os.kill(worker, signal.SIGKILL)
         finish(process)
@@ -129,7 +139,7 @@ def test_a_cluster_of_two_nodes_survives_the_death_of_a_worker(here, tmp_path):
     for name in NAMES:
         assert states(directory)[name]["status"] == "done"
         assert evaluation(directory / name) == evaluation(here / name)
-    assert not processes("launch.py", str(directory))
+    assert not processes("fairmix_jax.lab", str(directory))
 
 
 @needs("ray")
@@ -161,25 +171,25 @@ def test_one_run_of_two_processes_has_two_nodes_and_slow_members_are_stopped(tmp
     assert "by ASHA after epoch" in (tmp_path / "study" / "report" / "table.md").read_text()
 
 
-@pytest.mark.parametrize("engine, package", [(ray, "ray"), (slurm, "submitit")])
-def test_what_is_not_installed_is_named(engine, package, tmp_path, monkeypatch):
+@pytest.mark.parametrize("backend, package", [("ray", "ray"), ("slurm", "submitit")])
+def test_what_is_not_installed_is_named(backend, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    job = engines.job("one", tmp_path, with_training=True, total_epochs=1)
-    with pytest.raises(UsageError, match="install the extra"):
-        engine.run([job], tmp_path, engines.Launch(), lambda *_: None)
+    monkeypatch.delitem(sys.modules, f"{engines.__name__}.{backend}", raising=False)
+    with pytest.raises(UsageError, match=f"{package}.*install the extra"):
+        engines.load(backend)
 
 
 def test_a_member_that_cannot_run_says_why_and_one_that_is_stopped_can_go_on(tmp_path):
-    job = engines.job("one", tmp_path, with_training=True, total_epochs=1)
-    with engines.Member(job) as member:
+    run = engines.request("one", tmp_path, with_training=True, total_epochs=1)
+    with engines.RunProcess(run) as member:
         outcome = member.outcome()
     assert outcome["status"] == "failed" and "config.json" in outcome["error"]
-    with engines.Member(job) as member:
+    with engines.RunProcess(run) as member:
         member.stop()
         with pytest.raises(InterruptedError):
             member.outcome()
     done, failed = {"status": "done"}, {"status": "failed", "error": "x"}
-    assert engines.joined([done, failed]) == failed and engines.joined([done, done]) == done
+    assert engines.combined([done, failed]) == failed and engines.combined([done, done]) == done
 
 
 def test_a_log_is_read_as_it_is_written(tmp_path):
@@ -197,7 +207,7 @@ def test_a_log_is_read_as_it_is_written(tmp_path):
                     file.write(text)
             return text is not None
 
-    found = [line["epoch"] for line in ray._lines(path, Writer())]
+    found = [line["epoch"] for line in engines.lines(path, Writer())]
     assert found == [1, 2, 3]
 
 

@@ -1,4 +1,4 @@
-"""docs/evidence.md and the README say of the studies what their committed results say."""
+"""docs/evidence/ and the README say of the studies what their committed results say."""
 
 import functools
 import json
@@ -11,11 +11,12 @@ from conftest import ROOT
 from PIL import Image
 from scipy import stats
 
-from fairmix_jax import checkpoint, data, export, report
-from fairmix_jax.experiment import build_model
+from fairmix_jax import data, export, report
+from fairmix_jax.models.described import build_model
+from fairmix_jax.training import checkpoints
 from fairmix_jax.types import Weights
 from tests import evidence_readings
-from tests.evidence_readings import RESULTS, accuracies, members
+from tests.evidence_readings import RESULTS, accuracies, members, packed
 from tests.test_launch import launch, table_rows
 
 STUDIES = {  # and the studies that the report of each reads
@@ -26,7 +27,8 @@ STUDIES = {  # and the studies that the report of each reads
     "study_strength": ["study_strength"],
     "study_cifar10": ["study_cifar10"],
 }
-DOCUMENTS = {"evidence": ROOT / "docs" / "evidence.md", "README": ROOT / "README.md"}
+EVIDENCE = {path.stem: path for path in sorted((ROOT / "docs" / "evidence").glob("*.md"))}
+DOCUMENTS = EVIDENCE | {"README": ROOT / "README.md"}
 MODELS = sorted((RESULTS / "models").glob("*.safetensors"))
 WITH_AUTOATTACK = ("pgd_at", "pgd_at_k2")
 NUMBER = r"[+-]?\d+\.\d(?!\d|\.\d)"
@@ -45,7 +47,7 @@ def reported(tmp_path_factory):
     def make(study):
         directory = root / study
         directory.mkdir()
-        (directory / "config.json").write_bytes((RESULTS / study / "config.json").read_bytes())
+        (directory / "config.json").write_text(json.dumps(packed(study)[0]["config"]))
         report.write(directory, [RESULTS / name for name in STUDIES[study]], show=False)
         return directory / "report"
 
@@ -91,9 +93,17 @@ def test_published_tables_are_rows_and_columns_of_the_report(study, text, tables
     assert rows and [row for row in rows if row not in known] == []
 
 
-def test_every_table_of_the_evidence_is_checked():
-    blocks = DOCUMENTS["evidence"].read_text().split("\n\n")
+def test_every_study_has_a_page():
+    assert {*EVIDENCE} == {"index", "protocol", *STUDIES}
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+def test_every_table_of_the_evidence_is_checked(name):
+    blocks = EVIDENCE[name].read_text().split("\n\n")
     assert all(b.startswith("<!-- table: ") for b in blocks if re.search(r"^\|", b, re.M))
+    tables = [block for block in blocks if block.startswith("<!-- table: ")]
+    assert len(tables) == len([case for case in marked("table") if case.id.startswith(f"{name}-")])
+    assert all(block.startswith(f"<!-- table: {name} -->") for block in tables)
 
 
 def statements():
@@ -107,8 +117,12 @@ def statements():
             sources = re.findall(r"<!-- rows: (\w+): (.+?) -->", block)
             plain = CODE.sub("", block)
             prose = DECIMAL.search(plain) and not re.search(r"^\|", plain, re.M)
-            if prose and (sources or name == "evidence"):
-                yield pytest.param(plain, sources, id=f"{name}-{number}")
+            if prose and (sources or name in EVIDENCE):
+                yield pytest.param(on_one_line(plain), sources, id=f"{name}-{number}")
+
+
+def on_one_line(text):
+    return " ".join(text.split())
 
 
 @pytest.mark.parametrize(("text", "sources"), list(statements()))
@@ -143,7 +157,8 @@ def read_intervals(text):
 @pytest.mark.parametrize("study", STUDIES)
 def test_committed_reports_are_whole(study, reported):
     for name in STUDIES[study]:
-        assert all((RESULTS / name / m / "evaluation.json").is_file() for m in members(name))
+        evaluated = [run["folder"] for run in packed(name) if "evaluation" in run]
+        assert evaluated == [*members(name)]
     committed = (RESULTS / study / "report" / "table.md").read_text()
     assert committed == (reported(study) / "table.md").read_text()
     assert "Not done" not in committed
@@ -164,10 +179,9 @@ def test_pictures_and_files_of_the_text_exist():
 
 
 def run_of(card):
-    """The one committed run whose model this is."""
-    cards = {p: json.loads(p.read_text()) for p in RESULTS.glob("study_*/*/model.json")}
-    (path,) = [p for p, other in cards.items() if other == card]
-    return path.parent
+    """The study of the one committed run whose model this is, and the run."""
+    (found,) = [(s, run) for s in STUDIES for run in packed(s) if run.get("model") == card]
+    return found
 
 
 def test_models_are_few_and_small():
@@ -179,31 +193,31 @@ def test_models_are_those_of_their_runs(path):
     card = export.read_card(path)
     model = build_model(card)
     shapes = jax.eval_shape(lambda: Weights(*model.init(jax.random.key(0))))
-    assert checkpoint.digest(export.read_weights(path, shapes)) == card["sha256"]
-    assert (run_of(card) / "evaluation.json").is_file()
+    assert checkpoints.digest(export.read_weights(path, shapes)) == card["sha256"]
+    assert "evaluation" in run_of(card)[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
 def test_models_withstand_what_was_published(path, tfds_dir, tmp_path):
     """To the image on the same processor; on another one rounding moves a few images."""
-    run = run_of(export.read_card(path))
-    published = json.loads((run / "evaluation.json").read_text())["attacks"]
-    seed = json.loads((run / "config.json").read_text())["seed"]  # random starts are of it
+    study, run = run_of(export.read_card(path))
+    published = run["evaluation"]["attacks"]
+    seed = run["config"]["seed"]  # random starts are of it
     attacks = ["clean", "pgd20", *(["autoattack@300"] if path.stem in WITH_AUTOATTACK else [])]
     result = launch(
-        "--mode=evaluate", f"--config=configs/{run.parent.name}.py", "--config.sweep=",
+        "--mode=evaluate", f"--config=configs/studies/{study}.py", "--config.sweep=",
         f"--config.seed={seed}",
         f"--config.evaluate.weights={path}", f"--config.evaluate.attacks={','.join(attacks)}",
         f"--workdir={tmp_path}", TFDS_DATA_DIR=tfds_dir,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "evaluation.json").read_text())["attacks"]
-    processors = {json.loads((p / "run.json").read_text())["processor"] for p in (run, tmp_path)}
+    here = json.loads((tmp_path / "run.json").read_text())["processor"]
     for attack in attacks:
         assert found[attack]["class_total"] == published[attack]["class_total"]
         ours, theirs = (np.array(f[attack]["class_correct"]) for f in (found, published))
-        if len(processors) == 1:
+        if run["run"]["processor"] == here:
             assert ours.tolist() == theirs.tolist()
         assert abs(ours.sum() - theirs.sum()) <= 0.003 * sum(found[attack]["class_total"])
 
@@ -224,15 +238,14 @@ def test_verdicts_of_the_text(study, sentence):
         "fifteen sixteen"
     ).split()
     number = re.compile(rf"\b({'|'.join(words)}) (?:predictions|holds?|fails?|are open)", re.I)
-    said = re.search(sentence, " ".join(DOCUMENTS["evidence"].read_text().split()))
+    said = re.search(sentence, on_one_line(EVIDENCE[study].read_text()))
     assert [words.index(word.lower()) for word in number.findall(said[0])] == [sum(counts), *counts]
 
 
 def test_processors_of_the_text():
-    runs = [json.loads(p.read_text()) for p in (RESULTS / "study_mixing").glob("*/run.json")]
-    processors = [run["processor"].startswith("AMD") for run in runs]
-    assert (len(runs), sum(processors)) == (24, 10)
-    text = " ".join(DOCUMENTS["evidence"].read_text().split())
+    processors = [run["run"]["processor"].startswith("AMD") for run in packed("study_mixing")[1:]]
+    assert (len(processors), sum(processors)) == (24, 10)
+    text = on_one_line(EVIDENCE["study_mixing"].read_text())
     assert "fourteen runs on an Intel Xeon, ten on an AMD EPYC" in text
 
 
@@ -243,17 +256,17 @@ def test_what_orders_the_classes(tfds_dir):
     means = np.stack([p.mean(0) for p in pixels])
     width = np.array([p.var(0).sum() for p in pixels])
     apart = (np.linalg.norm(means[:, None] - means, axis=-1) + np.diag([np.inf] * 10)).min(1)
-    before = accuracies("pgd_at", "mixing.name=none")
-    change = accuracies("pgd_at", "mixing.name=same_class,*=2") - before
+    before = accuracies("pgd_at")
+    change = accuracies("pgd_at_k2") - before
     no_bag = np.arange(10) != np.argmax(width)
-    text = " ".join(DOCUMENTS["evidence"].read_text().split())
+    text = on_one_line(EVIDENCE["study_mixing"].read_text())
     for name, (rho, p_value) in {
-        "with variance": stats.spearmanr(width, before),
-        "with variance, without Bag,": stats.spearmanr(width[no_bag], before[no_bag]),
-        "with distance": stats.spearmanr(apart, before),
-        "of distance with the change": stats.spearmanr(apart, change),
-        "of variance with the change": stats.spearmanr(width, change),
+        "accuracy and variance": stats.spearmanr(width, before),
+        "accuracy and variance, without Bag": stats.spearmanr(width[no_bag], before[no_bag]),
+        "accuracy and distance": stats.spearmanr(apart, before),
+        "distance and what pairs change": stats.spearmanr(apart, change),
+        "variance and what pairs change": stats.spearmanr(width, change),
     }.items():
-        assert f"rank correlation {name} {rho:+.2f}, p = {p_value:.3f}" in text
+        assert f"Rank correlation of {name}: {rho:+.2f}, p = {p_value:.3f}" in text
     mutual = [k for k in range(10) if np.sum(np.isclose(apart, apart[k])) == 2]
     assert len(mutual) == 6 and "six classes share theirs with another" in text

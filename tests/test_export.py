@@ -4,18 +4,22 @@ import json
 import subprocess
 import sys
 
+import chex
 import jax
 import numpy as np
 import pytest
 from conftest import ROOT
 from safetensors.numpy import load_file
-from tiny import tiny
+from tiny import build, tiny
 
-from fairmix_jax import config as config_lib
-from fairmix_jax import evaluate, export, metrics, model_card, robustbench, torch_export
+from fairmix_jax import export
+from fairmix_jax.classwise import metrics
 from fairmix_jax.data import balanced_rows
-from fairmix_jax.errors import UsageError
-from fairmix_jax.experiment import build, build_model
+from fairmix_jax.export import model_card, robustbench, torch_export
+from fairmix_jax.lab import config as config_lib
+from fairmix_jax.lab import evaluate_run
+from fairmix_jax.models.described import build_model
+from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.types import Weights
 
 CARD = {
@@ -37,7 +41,12 @@ def evaluation(images=1000, dataset="cifar10", epsilon=8 / 255, norm="linf", **s
     clean, robust = (metrics.result(total, [c] * 10, CARD["classes"], seconds=1.0)
                      for c in (9 * images // 10, images // 2))  # fmt: skip
     names = ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
-    robust["detail"] = {"broken_by": {name: [0] * 10 for name in names}}
+    each = dict.fromkeys(names, 0.0)
+    robust["detail"] = {
+        "broken_by": {name: [0] * 10 for name in names}, "seconds_by_attack": each,
+        "forward_passes_per_image": each, "gradient_passes_per_image": each,
+        "confusion": [[0] * 10] * 10, "non_finite": 0, "notes": [],
+    }  # fmt: skip
     return {
         "dataset": dataset, "classes": CARD["classes"], "weights": "best",
         "threat": {"norm": norm, "epsilon": epsilon},
@@ -73,7 +82,7 @@ def test_an_exported_file_is_evaluated_again_without_its_run(tmp_path):
         (tmp_path / f"model{suffix}").rename(tmp_path / f"other{suffix}")
     config.evaluate.weights = str(tmp_path / "other.safetensors")
     config_lib.check(config)
-    again = evaluate.run(config, built, tmp_path / "again")
+    again = evaluate_run.run(config_lib.settings(config), built, tmp_path / "again")
     logits_fn, _ = export.load_model(config.evaluate.weights)
     rows = balanced_rows(built.dataset.test.labels, 50)
     split = built.dataset.test.take(rows)
@@ -83,18 +92,52 @@ def test_an_exported_file_is_evaluated_again_without_its_run(tmp_path):
     assert json.loads((tmp_path / "again" / "model.json").read_text())["model"]["width"] == 8
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UsageError, match=r"holds a run, whose files .* give another --workdir"):
-        evaluate.run(config, built, tmp_path / "run")
+        evaluate_run.run(config_lib.settings(config), built, tmp_path / "run")
     whole = (tmp_path / "other.safetensors").read_bytes()
     (tmp_path / "other.safetensors").write_bytes(whole[:-100])
     with pytest.raises(UsageError, match="is not a model of this config"):
-        evaluate.run(config, built, tmp_path / "again")
+        evaluate_run.run(config_lib.settings(config), built, tmp_path / "again")
     card = json.loads((tmp_path / "other.json").read_text())
+    del card["checksum"]  # as its message says to one who edits it
     (tmp_path / "other.json").write_text(json.dumps(card | {"mean": [0.0]}))
     with pytest.raises(UsageError, match=r"is not a model of this config: its mean is \[0.0\]"):
-        evaluate.run(config, built, tmp_path / "again")
+        evaluate_run.run(config_lib.settings(config), built, tmp_path / "again")
     (tmp_path / "other.json").unlink()
     with pytest.raises(UsageError, match="another file with its card beside it"):
-        evaluate.run(config, built, tmp_path / "again")
+        evaluate_run.run(config_lib.settings(config), built, tmp_path / "again")
+
+
+def test_no_flipped_bit_of_exported_weights_goes_unseen(tmp_path):
+    export.save_model(
+        tmp_path, Weights(*build_model(CARD).init(jax.random.key(0))), CARD, evaluation()
+    )
+    (tmp_path / "model_card.md").write_text("")
+    path, rng = tmp_path / "model.safetensors", np.random.default_rng(0)
+    sound = path.read_bytes()
+    for place in [*rng.integers(len(sound), size=60), *rng.integers(3000, size=60), 0, 7, 8]:
+        flipped = bytearray(sound)
+        flipped[place] ^= 1 << rng.integers(8)
+        path.write_bytes(flipped)
+        assert not export.is_whole(tmp_path)
+    for content in (sound[:-1], sound[:100], b"", sound + b"0"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"model.safetensors' is damaged .*; run what") as told:
+            export.load_model(tmp_path)
+        assert len(str(told.value).splitlines()) == 1
+    path.write_bytes(sound)
+    assert export.is_whole(tmp_path)
+    for name in ("model.json", "model_card.md", "model.safetensors"):
+        (tmp_path / name).unlink()
+        assert not export.is_whole(tmp_path)
+
+
+def test_a_card_without_a_digest_is_accepted(tmp_path):
+    """As versions before 0.2 wrote it."""
+    weights = Weights(*build_model(CARD).init(jax.random.key(0)))
+    export.save_model(tmp_path, weights, CARD, evaluation())
+    card = {n: v for n, v in export.read_card(tmp_path).items() if n not in ("sha256", "checksum")}
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    chex.assert_trees_all_equal(export.read_weights(tmp_path, weights), weights)
 
 
 def test_robustbench_entry_has_the_schema_of_the_benchmark():
@@ -144,14 +187,21 @@ def test_command_lines(workdir, tmp_path):
     paper = [f"--{name}={value}" for name, value in PAPER.items()]
     done = run_module("robustbench", str(workdir), *paper)
     assert done.returncode == 0 and json.loads(done.stdout)["autoattack_acc"] == "50.00"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "torch_model.py").write_text("damaged")
     done = run_module("torch_export", str(workdir), str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
+    assert "def load(folder)" in (tmp_path / "out" / "torch_model.py").read_text()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "model.json", "model_torch.safetensors", "torch_model.py",
     ]  # fmt: skip
     for arguments in (("robustbench", "/nowhere", *paper), ("torch_export", "/nowhere", "/tmp/x")):
         failed = run_module(*arguments)
         assert failed.returncode == 2 and "evaluate" in failed.stderr
+    (workdir / "model.safetensors").write_bytes(b"")
+    failed = run_module("torch_export", str(workdir), str(tmp_path / "out"))
+    assert failed.returncode == 2 and failed.stderr.count("\n") == 1, failed.stderr
+    assert "model.safetensors' is damaged" in failed.stderr
 
 
 def run_module(name, *arguments):

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from scipy import stats
-from tiny import StopAfter, assemble, tiny
+from tiny import StopAfter, assemble, build, fit, tiny
 
-from fairmix_jax import config as config_lib
-from fairmix_jax import plugins, sharding, train, validation
-from fairmix_jax.checkpoint import Checkpoints, digest
 from fairmix_jax.data import batches
-from fairmix_jax.errors import Interrupted, UsageError
-from fairmix_jax.experiment import build
-from fairmix_jax.types import ClassCounts, Weights
+from fairmix_jax.lab import config as config_lib
+from fairmix_jax.methods.rules import knobs
+from fairmix_jax.runtime import json_files, registry, sharding
+from fairmix_jax.runtime.errors import Interrupted, UsageError
+from fairmix_jax.training import epoch_end, loop
+from fairmix_jax.training.checkpoints import Checkpoints, digest
+from fairmix_jax.types import ClassCounts, Rule, Weights
 
 
 def metrics(workdir):
@@ -60,31 +61,32 @@ def test_a_rule_that_samples_decides_what_is_trained_on(tmp_path, monkeypatch):
     config = tiny(rule__name="cfol", rule__learning_rate=10.0, rule__gamma=0.2, total_epochs=4)
     config.evaluate.batch_size = 33
     monkeypatch.setattr(batches, "take", spy)
-    train.fit(config, build(config), tmp_path)
+    fit(config, build(config), tmp_path)
     frequencies = np.asarray([metrics(tmp_path)[-1][f"rule/sampling/class_{n}"] for n in range(10)])
     assert frequencies.max() > 3 and frequencies.sum() == pytest.approx(10, rel=1e-5)
     assert np.median(shares) > 0.5
     shares.clear()
     config.rule.learning_rate = 0.0
-    train.fit(config, build(config), tmp_path / "uniform")
+    fit(config, build(config), tmp_path / "uniform")
     assert np.median(shares) < 0.35
 
 
 def test_rules_are_told_of_the_current_weights_and_not_of_the_average(tmp_path, monkeypatch):
     """An average that never moves leaves what a rule is told of as it is."""
-    told = []
-    read = validation.Validator.read
+    told = {"none": [], "ema": []}
+    read = epoch_end.Validator.read
 
     def spy(self, weights, reads):
-        told.append(digest(weights.params))
+        told[name].append(digest(weights.params))
         return read(self, weights, reads)
 
-    monkeypatch.setattr(validation.Validator, "read", spy)
+    monkeypatch.setattr(epoch_end.Validator, "read", spy)
     for name, options in (("none", dict(averaging__decay=None)), ("ema", {})):
         config = tiny(rule__name="frl", averaging__name=name, total_epochs=2, **options)
         config.validation.every_epochs = 1
-        train.fit(config, build(config), tmp_path / name)
-    assert told[:2] == told[2:] and told[0] != told[1]
+        fit(config, build(config), tmp_path / name)
+    first, average, second, _ = told["ema"]  # the average is measured for the log
+    assert told["none"] == [first, second] and len({first, average, second}) == 3
     knobs = [
         {k: v for k, v in metrics(tmp_path / name)[0].items() if k.startswith("rule/")}
         for name in ("none", "ema")
@@ -95,7 +97,7 @@ def test_rules_are_told_of_the_current_weights_and_not_of_the_average(tmp_path, 
 def test_base_statistics_do_not_depend_on_settings_of_the_evaluation(tmp_path):
     for size in (7, 500):
         config = tiny(rule__name="wat", total_epochs=1, evaluate__batch_size=size)
-        train.fit(config, build(config), tmp_path / str(size))
+        fit(config, build(config), tmp_path / str(size))
     weights = [
         {k: v for k, v in metrics(tmp_path / size)[0].items() if k.startswith("rule/")}
         for size in ("7", "500")
@@ -105,31 +107,29 @@ def test_base_statistics_do_not_depend_on_settings_of_the_evaluation(tmp_path):
 
 def test_base_statistics_are_the_losses_of_the_validation_set():
     """Standard training: the cross-entropy of the clean images, running statistics, by class."""
-    config = tiny(base__name="standard")
-    experiment = build(config)
+    config = tiny(base__name="standard", batch_size=16, evaluate__batch_size=40)
+    task = build(config)
     trainer, _ = assemble(config)
     weights = trainer.evaluated_weights(trainer.initial_state)
-    validator = validation.Validator(
-        experiment, trainer.frozen_base, num_steps=1, step_size=0.1, seed=0, batch_size=40,
-        base_batch_size=16, mesh=sharding.data_mesh(),
-    )  # fmt: skip
-    seen = validator.read(weights, {"base"})
-    split = experiment.validation
+    settings = config_lib.settings(config)
+    validator = epoch_end.Validator(settings, task, trainer.frozen_base, sharding.data_mesh())
+    clean, robust, base = validator.read(weights, {"base"}).values()
+    split = task.validation
     images = jnp.asarray(split.images, jnp.float32) / 255
-    logits, _ = experiment.model.apply(*weights, images, train=False)
+    logits, _ = task.model.apply(*weights, images, train=False)
     losses = -np.asarray(jax.nn.log_softmax(logits))[np.arange(len(split.labels)), split.labels]
     expected = np.bincount(split.labels, losses, minlength=10)
-    np.testing.assert_allclose(seen.base.loss, expected, rtol=1e-5)
-    assert seen.counts is None
-    assert seen.base.counts.total.tolist() == np.bincount(split.labels, minlength=10).tolist()
-    np.testing.assert_allclose(seen.base.probabilities.sum(1), seen.base.counts.total, rtol=1e-5)
+    np.testing.assert_allclose(base.loss, expected, rtol=1e-5)
+    assert not np.any(jax.tree.leaves((clean, robust)))
+    assert base.counts.total.tolist() == np.bincount(split.labels, minlength=10).tolist()
+    np.testing.assert_allclose(base.probabilities.sum(1), base.counts.total, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["frl", "wat", "fairmix_adaptive"])
 def test_rules_that_read_the_validation_move_when_there_is_one(name, tmp_path):
     config = tiny(rule__name=name, averaging__decay=0.99, total_epochs=4)
     config.validation.every_epochs = 2
-    train.fit(config, build(config), tmp_path)
+    fit(config, build(config), tmp_path)
     lines = metrics(tmp_path)
     knobs = [{k: v for k, v in line.items() if k.startswith("rule/")} for line in lines]
     assert len(knobs) == 4
@@ -147,13 +147,35 @@ def test_members_that_read_a_validation_set_need_one(axis, name):
 
 def test_a_rule_that_reads_training_statistics_needs_none(tmp_path):
     config = tiny(rule__name="cfa", rule__warmup_epochs=0, total_epochs=1, data__val_fraction=0.0)
-    train.fit(config, build(config), tmp_path)
+    fit(config, build(config), tmp_path)
     radii = {v for k, v in metrics(tmp_path)[-1].items() if k.startswith("rule/radius")}
     assert radii != {1.0}
 
 
+def test_a_rule_may_use_one_array_twice(tmp_path, monkeypatch):
+    """Its state is donated, which must not happen to one buffer twice."""
+
+    def make(num_classes):
+        def update(state, statistics):
+            weight = 1 + 0.1 * jnp.ones(num_classes) * statistics.epoch.astype(jnp.float32)
+            return {"radius": weight, "beta": weight}
+
+        ones = jnp.ones(num_classes)
+        return Rule(
+            lambda: {"radius": ones, "beta": ones}, lambda state: knobs(num_classes, **state),
+            sets=("radius", "beta"), reads=("train",), update=update,
+        )  # fmt: skip
+
+    load = registry.load
+    own = lambda axis, name: make if name == "twice" else load(axis, name)  # noqa: E731
+    monkeypatch.setattr(registry, "load", own)
+    config = tiny(rule__name="twice", total_epochs=3)
+    fit(config, build(config), tmp_path)
+    assert metrics(tmp_path)[-1]["rule/radius/class_0"] == pytest.approx(1.3)
+
+
 def fawa(decay=0.5, threshold=0.4):
-    return plugins.load("averaging", "fawa")(decay=decay, threshold=threshold)
+    return registry.load("averaging", "fawa")(decay=decay, threshold=threshold)
 
 
 def weights(value):
@@ -187,7 +209,7 @@ def test_fawa_that_takes_in_everything_and_remembers_nothing_is_no_averaging(tmp
         config = tiny(total_epochs=2, **changes)
         config.validation.every_epochs = 1
         workdir = tmp_path / config.averaging.name
-        train.fit(config, build(config), workdir)
+        fit(config, build(config), workdir)
         ends.append(metrics(workdir)[-1]["val_robust/average"])
     assert ends[0] == ends[1]
 
@@ -214,7 +236,7 @@ def test_fawa_names_wrong_numbers(options):
 def test_catastrophic_overfitting_is_a_collapse_against_pgd_alone(
     single_step, pgd, best_pgd, is_overfitted
 ):
-    assert validation.overfits_single_step(single_step, pgd, best_pgd) == is_overfitted
+    assert epoch_end.overfits_single_step(single_step, pgd, best_pgd) == is_overfitted
 
 
 def test_catastrophic_overfitting_is_reported_and_survives_an_interruption(
@@ -223,19 +245,21 @@ def test_catastrophic_overfitting_is_reported_and_survives_an_interruption(
     """A run whose best PGD accuracy, in an earlier process, was 1, and which is now far from it."""
     config = tiny(base__name="fgsm_rs", total_epochs=3, checkpoint__every_epochs=1)
     config.validation.every_epochs = 1
-    experiment = build(config)
+    task = build(config)
     with monkeypatch.context() as patched:
-        patched.setattr(train, "StopRequest", lambda: StopAfter(6))
+        patched.setattr(loop, "StopRequest", lambda: StopAfter(6))
         with pytest.raises(Interrupted):
-            train.fit(config, experiment, tmp_path)
+            fit(config, task, tmp_path)
     log = tmp_path / "metrics.jsonl"
     first = json.loads(log.read_text()) | {"val_single_step/pgd_average": 1.0}
-    log.write_text(json.dumps(first) + "\n")
+    log.write_text(json.dumps(json_files.sealed(first)) + "\n")
     weak = ClassCounts(jnp.full(10, 9, jnp.int32), jnp.zeros(10, jnp.int32))
+    read = epoch_end.Validator.read
     monkeypatch.setattr(
-        validation.Validator, "counts", lambda self, weights: validation.Measured(weak, weak)
-    )
-    train.fit(config, experiment, tmp_path)
+        epoch_end.Validator, "read",
+        lambda *arguments: read(*arguments) | {"clean": weak, "robust": weak},
+    )  # fmt: skip
+    fit(config, task, tmp_path)
     lines = metrics(tmp_path)
     assert [line["catastrophic_overfitting"] for line in lines] == [0.0, 1.0, 1.0]
     assert "catastrophic overfitting: the network withstands" in capsys.readouterr().out
@@ -244,7 +268,7 @@ def test_catastrophic_overfitting_is_reported_and_survives_an_interruption(
 @pytest.mark.parametrize("name", ["fgsm_rs", "n_fgsm"])
 def test_single_step_bases_report_both_accuracies(name, tmp_path):
     config = tiny(base__name=name, total_epochs=1)
-    train.fit(config, build(config), tmp_path)
+    fit(config, build(config), tmp_path)
     (line,) = metrics(tmp_path)
     assert line["catastrophic_overfitting"] == 0.0
     assert 0 <= line["val_single_step/average"] <= 1
@@ -252,11 +276,11 @@ def test_single_step_bases_report_both_accuracies(name, tmp_path):
 
 def test_hot_start_begins_with_the_weights_of_another_run(tmp_path):
     first = tiny(total_epochs=1)
-    train.fit(first, build(first), tmp_path / "first")
+    fit(first, build(first), tmp_path / "first")
     config = tiny(total_epochs=1, optim__learning_rate=0.0, averaging__decay=0.0)
     config.hot_start.workdir = str(tmp_path / "first")
-    experiment = build(config)
-    train.fit(config, experiment, tmp_path / "second")
+    task = build(config)
+    fit(config, task, tmp_path / "second")
     trainer, _ = assemble(config)
     template = trainer.evaluated_weights(trainer.initial_state)
     params = []
@@ -269,16 +293,16 @@ def test_hot_start_begins_with_the_weights_of_another_run(tmp_path):
 def test_hot_start_is_needed_once(tmp_path, monkeypatch):
     """An interrupted run goes on from its own state, and ends as one left alone."""
     first = tiny(total_epochs=1)
-    train.fit(first, build(first), tmp_path / "first")
+    fit(first, build(first), tmp_path / "first")
     config = tiny(total_epochs=2, hot_start__workdir=str(tmp_path / "first"))
-    experiment = build(config)
-    whole = train.fit(config, experiment, tmp_path / "whole")
+    task = build(config)
+    whole = fit(config, task, tmp_path / "whole")
     with monkeypatch.context() as patched:
-        patched.setattr(train, "StopRequest", lambda: StopAfter(3))
+        patched.setattr(loop, "StopRequest", lambda: StopAfter(3))
         with pytest.raises(Interrupted):
-            train.fit(config, experiment, tmp_path / "parts")
+            fit(config, task, tmp_path / "parts")
     (tmp_path / "first").rename(tmp_path / "gone")
-    assert train.fit(config, experiment, tmp_path / "parts") == whole
+    assert fit(config, task, tmp_path / "parts") == whole
 
 
 def test_hot_start_refuses_weights_that_have_seen_the_validation_set(tmp_path):
@@ -287,32 +311,37 @@ def test_hot_start_refuses_weights_that_have_seen_the_validation_set(tmp_path):
     (tmp_path / "first" / "config.json").write_text(json.dumps(config_lib.resolved(first)))
     config = tiny(hot_start__workdir=str(tmp_path / "first"), data__val_fraction=0.3)
     with pytest.raises(UsageError, match=r"trained with data\.val_fraction=0\.15 on images"):
-        train.fit(config, build(config), tmp_path / "second")
+        fit(config, build(config), tmp_path / "second")
 
 
 def test_hot_start_refuses_another_network_and_leaves_its_run_alone(tmp_path):
     first = tiny(total_epochs=1)
-    train.fit(first, build(first), tmp_path / "first")
+    fit(first, build(first), tmp_path / "first")
     before = sorted(path.name for path in (tmp_path / "first").rglob("*"))
-    for changes in (dict(model__width=16), dict(hot_start__workdir=str(tmp_path / "nowhere"))):
+    (tmp_path / "foreign").mkdir()  # of a model not trained here, whose config has no data
+    (tmp_path / "foreign" / "config.json").write_text('{"seed": 0}')
+    folders = [dict(hot_start__workdir=str(tmp_path / name)) for name in ("nowhere", "foreign")]
+    for changes in (dict(model__width=16), *folders):
         config = tiny(total_epochs=1, **({"hot_start__workdir": str(tmp_path / "first")} | changes))
         with pytest.raises(UsageError, match=r"hot_start\.workdir="):
-            train.fit(config, build(config), tmp_path / "second")
+            fit(config, build(config), tmp_path / "second")
     assert sorted(path.name for path in (tmp_path / "first").rglob("*")) == before
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_rule_is_added_by_one_new_file_anywhere_on_the_path(tmp_path):
-    """The rule is the one that CONTRIBUTING.md shows."""
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    (rule,) = re.findall(r"A whole rule:\n\n```python\n(.*?)```", text, re.S)
-    assert len(rule.splitlines()) < 40
-    folder = tmp_path / "mine" / "fairmix_jax" / "rules"
-    folder.mkdir(parents=True)
-    (folder / "dummy.py").write_text(rule)
+def test_a_rule_and_a_model_are_added_by_a_file_each_anywhere_on_the_path(tmp_path):
+    """They are those that docs/extend.md shows."""
+    text = (ROOT / "docs" / "extend.md").read_text()
+    for kind, heading in (("rules", "A rule"), ("models", "A model")):
+        (code,) = re.findall(rf"## {heading}\n.*?```python\n(.*?)```", text, re.S)
+        assert len(code.splitlines()) < 40
+        folder = tmp_path / "mine" / "fairmix_jax" / kind
+        folder.mkdir(parents=True)
+        (folder / "dummy.py").write_text(code)
     command = [
         sys.executable, "launch.py", "--config=configs/digits.py:smoke",
         f"--workdir={tmp_path / 'run'}", "--config.rule.name=dummy", "--config.rule.slope=0.5",
+        "--config.model.name=dummy", "--config.model.width=32",
         "--config.data.num_train=250", "--config.attack.num_steps=1",
         "--config.evaluate.num_examples=50",
     ]  # fmt: skip

@@ -15,18 +15,19 @@ from statistics_of_classes import (
     permuted,
     random_epoch,
 )
-from tiny import TOTAL_STEPS, StopAfter, assemble, run, tiny
+from tiny import TOTAL_STEPS, StopAfter, assemble, build, fit, run, tiny
 
-from fairmix_jax import mixing, plugins, train
-from fairmix_jax.checkpoint import digest
-from fairmix_jax.errors import Interrupted
-from fairmix_jax.experiment import build
+from fairmix_jax.methods import mixing
+from fairmix_jax.runtime import registry
+from fairmix_jax.runtime.errors import Interrupted
+from fairmix_jax.training import loop
+from fairmix_jax.training.checkpoints import digest
 from fairmix_jax.types import VALIDATION, Knobs, Source
 
-RULES = plugins.names("rules")
-AXES = [("base", name) for name in plugins.names("bases")]
+RULES = registry.names("rules")
+AXES = [("base", name) for name in registry.names("bases")]
 AXES += [("rule", name) for name in RULES]
-AXES += [("averaging", name) for name in plugins.names("averaging")]
+AXES += [("averaging", name) for name in registry.names("averaging")]
 AXES += [("mixing", name) for name in mixing.NAMES]
 
 LOWEST = dict.fromkeys(Knobs._fields, 0.0) | {"sampling": 0.5}  # gamma of cfol
@@ -35,20 +36,20 @@ MAY_BE_NEGATIVE = {("variance", "loss_weight")}
 
 
 def test_the_members_that_the_project_promises():
-    assert set(plugins.names("bases")) >= {
+    assert set(registry.names("bases")) >= {
         "standard", "pgd_at", "trades", "mart", "fgsm_rs", "n_fgsm",
     }  # fmt: skip
     assert set(RULES) >= {
         "none", "frl", "cfa", "wat", "dafa", "cfol", "faal", "chi2_dro", "variance", "trix",
         "head_norm", "fairmix_adaptive",
     }  # fmt: skip
-    assert set(plugins.names("averaging")) >= {"none", "ema", "fawa"}
+    assert set(registry.names("averaging")) >= {"none", "ema", "fawa"}
 
 
 @pytest.mark.parametrize("axis", ["bases", "rules", "averaging"])
 def test_every_member_names_its_source(axis):
-    for name in plugins.names(axis):
-        assert isinstance(plugins.source(axis, name), Source)
+    for name in registry.names(axis):
+        assert registry.member(axis, name).SOURCE != Source("not stated")
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -130,7 +131,7 @@ def member(axis, name, *, is_linear=True):
         changes |= dict(model__name="linear", model__width=None)
     if axis == "averaging":
         changes |= dict(averaging__decay=None)
-    if axis == "rule" and "warmup_epochs" in plugins.parameters("rules", name):
+    if axis == "rule" and "warmup_epochs" in registry.parameters("rules", name):
         changes |= dict(rule__warmup_epochs=1)
     if name == "fairmix_adaptive":
         changes |= dict(mixing__name="same_class", mixing__probability=0.5)
@@ -171,27 +172,27 @@ def test_one_trace_finite_and_the_same_on_two_devices(axis, name):
 def test_interrupted_and_resumed_equals_uninterrupted(axis, name, tmp_path, monkeypatch):
     config = member(axis, name)
     config.total_epochs, config.validation.every_epochs = 2, 1
-    experiment = build(config)
-    whole = train.fit(config, experiment, tmp_path / "whole")
+    task = build(config)
+    whole = fit(config, task, tmp_path / "whole")
     with monkeypatch.context() as patched:
-        patched.setattr(train, "StopRequest", lambda: StopAfter(7))
+        patched.setattr(loop, "StopRequest", lambda: StopAfter(7))
         with pytest.raises(Interrupted, match="saved at step"):
-            train.fit(config, experiment, tmp_path / "parts")
-    assert train.fit(config, experiment, tmp_path / "parts") == whole
+            fit(config, task, tmp_path / "parts")
+    assert fit(config, task, tmp_path / "parts") == whole
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("base", plugins.names("bases"))
+@pytest.mark.parametrize("base", registry.names("bases"))
 def test_every_base_with_every_rule_trains_twenty_steps(base, rule, tmp_path):
     """The digits smoke: four epochs of five steps, with validations in between."""
     config = tiny(base__name=base, rule__name=rule, total_epochs=4, model__width=8)
     config.validation.every_epochs = 1
-    if "warmup_epochs" in plugins.parameters("rules", rule):
+    if "warmup_epochs" in registry.parameters("rules", rule):
         config.rule.warmup_epochs = 1
     if rule == "fairmix_adaptive":
         config.mixing.name, config.mixing.probability = "same_class", 0.5
-    train.fit(config, build(config), tmp_path)
+    fit(config, build(config), tmp_path)
     text = (tmp_path / "metrics.jsonl").read_text()
     assert len(text.splitlines()) == 4 and f'"step": {TOTAL_STEPS}' in text
     assert "NaN" not in text and "Infinity" not in text

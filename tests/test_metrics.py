@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairmix_jax import metrics
+from fairmix_jax.classwise import metrics
 
 
 def test_summary_by_hand():
@@ -86,8 +86,8 @@ def test_t_interval_by_hand():
 def test_result_has_the_fields_of_the_contract():
     result = metrics.result([10, 10], [9, 4], ["cat", "car"], seconds=1.23456)
     assert set(result) == {
-        "class_total", "class_correct", "average", "worst_class", "worst_class_name", "gap",
-        "std", "worst_k", "nsd", "corrected", "ci95", "seconds",
+        "class_total", "class_correct", "average", "overall", "worst_class", "worst_class_name",
+        "gap", "std", "worst_k", "nsd", "corrected", "ci95", "seconds",
     }  # fmt: skip
     assert result["worst_class_name"] == "car" and result["seconds"] == 1.235
     assert set(result["ci95"]) == {"average", "worst_class", "gap"}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fairmix_jax import mixup
-from fairmix_jax.mixing import make
+from fairmix_jax.methods.mixing import make
 from fairmix_jax.mixup import Plan, mix
 
 # One length, so one compilation; few classes or many, some with one member, some absent.

@@ -4,10 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from tiny import build, run, tiny
 
-from fairmix_jax import models, plugins
-from fairmix_jax.conv import lowering
-from fairmix_jax.experiment import build_model
+from fairmix_jax.attacks import ThreatModel, pgd
+from fairmix_jax.models import described, small_cnn
+from fairmix_jax.models.convolution import lowering
+from fairmix_jax.models.described import build_model, logits_partial
+from fairmix_jax.runtime import registry
+from fairmix_jax.types import Weights
 
 SMALL = {
     "linear": {},
@@ -20,8 +25,8 @@ SMALL = {
 
 def make(name, norm="batch", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25)):
     arguments = SMALL[name] if name == "linear" else SMALL[name] | {"norm": norm}
-    module = plugins.load("models", name)(10, **arguments)
-    return models.build(module, (8, 8, 3), mean=mean, std=std)
+    module = registry.load("models", name)(10, **arguments)
+    return described.from_linen(module, (8, 8, 3), mean=mean, std=std)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,7 @@ def images():
 
 
 def test_every_model_file_is_covered():
-    assert set(SMALL) == set(plugins.names("models"))
+    assert set(SMALL) == set(registry.names("models"))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -90,8 +95,8 @@ def test_normalisation_is_inside():
     ],
 )
 def test_published_networks_have_their_published_size(name, arguments, millions):
-    module = plugins.load("models", name)(10, **arguments)
-    model = models.build(module, (32, 32, 3), mean=[0.5] * 3, std=[0.25] * 3)
+    module = registry.load("models", name)(10, **arguments)
+    model = described.from_linen(module, (32, 32, 3), mean=[0.5] * 3, std=[0.25] * 3)
     params, _ = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert abs(size / 1e6 - millions) < 0.01
@@ -106,7 +111,7 @@ def test_published_networks_have_their_published_size(name, arguments, millions)
 )
 def test_impossible_sizes_are_named(name, arguments, message):
     with pytest.raises(ValueError, match=message):
-        plugins.load("models", name)(10, **arguments)
+        registry.load("models", name)(10, **arguments)
 
 
 def test_model_card_rebuilds_the_model(images):
@@ -121,3 +126,65 @@ def test_model_card_rebuilds_the_model(images):
     params, stats = theirs.init(jax.random.key(0))
     a, b = (m.apply(params, stats, images, train=False)[0] for m in (ours, theirs))
     np.testing.assert_array_equal(a, b)
+
+
+class Bare(nn.Module):
+    """A user's own module, whose signature names neither `train` nor `hidden`."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(10)(nn.relu(nn.Conv(4, (3, 3))(x)).reshape(len(x), -1))
+
+
+def test_a_module_with_neither_train_nor_hidden_is_a_model(images):
+    """Its hidden features are its normalised input, and training changes nothing."""
+    model = described.from_linen(Bare(), (8, 8, 3), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
+    params, stats = model.init(jax.random.key(0))
+    normalised = (images - jnp.asarray([[[[0.5, 0.4, 0.3]]]])) / jnp.asarray([[[[0.2, 0.3, 0.25]]]])
+    for train in (True, False):
+        logits, same = model.apply(params, stats, images, train=train)
+        np.testing.assert_allclose(
+            logits, Bare().apply({"params": params}, normalised), rtol=1e-4, atol=1e-5
+        )
+        assert same == stats == {}
+        mixed, _ = model.apply(params, stats, images, train=train, hidden=lambda x: x[::-1])
+        np.testing.assert_allclose(mixed, logits[::-1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_module_may_name_one_of_the_two(images):
+    class Trained(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.BatchNorm(not train)(nn.Dense(10)(x.reshape(len(x), -1)))
+
+    model = described.from_linen(Trained(), (8, 8, 3), mean=[0.5] * 3, std=[0.25] * 3)
+    params, stats = model.init(jax.random.key(0))
+    _, followed = model.apply(params, stats, images, train=True)
+    assert jax.tree.leaves(stats) and (followed["BatchNorm_0"]["mean"] != 0).any()
+
+
+def test_a_module_with_neither_is_trained_on_mixed_hidden_features_and_attacked(monkeypatch):
+    monkeypatch.setattr(small_cnn, "make", lambda num_classes, *, width=8, norm="batch": Bare())
+    config = tiny(mixing__name="same_class", mixing__stage="hidden", mixing__probability=1.0)
+    mixed, plain = (run(c)[1] for c in (config, tiny(mixing__name="none")))
+    for a, b in zip(*(jax.tree.leaves(state.params) for state in (mixed, plain)), strict=True):
+        assert np.isfinite(a).all() and (a != b).any()
+    task = build(config)
+    logits_fn = logits_partial(task.model.apply, Weights(mixed.params, mixed.batch_stats))
+    images = jnp.asarray(task.train.images[:40], jnp.float32) / 255
+    labels = jnp.argmax(logits_fn(images), axis=1)
+    found = pgd(
+        logits_fn, jax.random.key(0), images, labels, threat=ThreatModel(epsilon=0.3),
+        num_steps=5, step_size=0.1,
+    )  # fmt: skip
+    assert (jnp.argmax(logits_fn(found), axis=1) != labels).any()
+
+
+def test_without_mean_and_std_a_module_sees_the_images_as_they_are(images):
+    class Flat(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            return images.reshape(len(images), -1)
+
+    logits, _ = described.from_linen(Flat(), (8, 8, 3)).apply({}, {}, images, train=False)
+    np.testing.assert_array_equal(logits, images.reshape(len(images), -1))

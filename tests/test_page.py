@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from fairmix_jax import report, verdicts
+from fairmix_jax import report
+from fairmix_jax.classwise import image_verdicts
 from tests.test_report import LABELS, make_result, make_run
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="needs chromium and chromium-driver, as Debian packs them"
 )
 SECTIONS = [
-    "leaderboard", "tradeoff", "classes", "radius", "confusion", "calibration", "training",
+    "tradeoff", "leaderboard", "classes", "radius", "confusion", "calibration", "training",
     "examples", "survivors", "provenance",
 ]  # fmt: skip
 CHARTS = [name for name in SECTIONS if name not in ("leaderboard", "examples", "provenance")]
@@ -54,7 +55,7 @@ def complete_run(path, seed, mixing, correct, **changes):
     ]
     (path / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     image = np.random.default_rng(seed).random((2, 8, 8, 3)).astype(np.float32)
-    verdicts.save(
+    image_verdicts.save(
         path / "attacks" / "pgd20" / "examples.npz", image=image, row=np.arange(2),
         adversarial=np.clip(image + 0.1, 0, 1), label=LABELS[[0, -1]], prediction=LABELS[[0, 0]],
     )  # fmt: skip
@@ -181,6 +182,29 @@ def test_sorts_by_a_column_with_the_keyboard(opened):
     assert values == sorted(values) and cell.get_attribute("aria-sort") == "ascending"
 
 
+def test_opens_with_the_outcome_and_its_chart(opened, page):
+    first = opened.find_elements("css selector", ".outcome, #tradeoff svg, #controls, table")
+    assert [e.tag_name for e in first if e.is_displayed()][:3] == ["p", "svg", "details"]
+    (said,) = (e.text for e in opened.find_elements("css selector", ".outcome") if e.text)
+    assert said.startswith("Under autoattack 'mixing=none' classifies ")
+    choose(opened, "set", "fashion, linf radius 0.2, 200 test images")
+    (said,) = (e.text for e in opened.find_elements("css selector", ".outcome") if e.text)
+    assert said.startswith("Under pgd20 the model ") and said.endswith(
+        "its worst class, a (and 1 more)."
+    )
+
+
+def test_each_chart_explains_itself_and_keys_its_colours(opened):
+    for name, words in (
+        ("tradeoff", "Each mark is a method"), ("classes", "Pale bars are without an attack"),
+        ("radius", "thick black line is the average"), ("calibration", "dashed diagonal"),
+    ):  # fmt: skip
+        assert words in opened.find_element("css selector", f"#{name} .hint").text
+    for name in ("tradeoff", "classes", "calibration", "training", "survivors"):
+        legend = opened.find_element("css selector", f"#{name} .role-legend").text
+        assert "mixing=none" in legend and "mixing=same_class" in legend
+
+
 def test_fits_a_phone(opened, page):
     opened.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
@@ -191,6 +215,12 @@ def test_fits_a_phone(opened, page):
         settle(opened)
         assert opened.execute_script("return document.documentElement.scrollWidth") <= 390
         assert len(opened.find_elements("css selector", ".chart svg")) == len(CHARTS)
+        assert not opened.find_element("id", "filters").is_displayed()
+        right = opened.execute_script(
+            """const row = document.querySelector("#leaderboard table").tBodies[0].rows[0];
+            return [...row.cells].slice(0, 5).map((c) => c.getBoundingClientRect().right);"""
+        )
+        assert max(right) <= 390  # the average and the worst class
     finally:
         opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

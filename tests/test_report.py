@@ -1,14 +1,19 @@
 """Reports over runs made here from chosen counts."""
 
+import html
+import io
 import json
 import re
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from fairmix_jax import comparison, intervals, metrics, report, verdicts
-from fairmix_jax.errors import UsageError
-from fairmix_jax.report import numbers, runs
+from fairmix_jax import report
+from fairmix_jax.classwise import image_verdicts, intervals, metrics
+from fairmix_jax.report import differences, runs
+from fairmix_jax.report.comparable import comparable
+from fairmix_jax.runtime.errors import UsageError
 
 LABELS = np.repeat([0, 1], 100)
 
@@ -17,10 +22,22 @@ def make_result(correct, classes=("a", "b")):
     """A result in which the first so many images of each class are right."""
     right = np.concatenate([np.arange(100) < count for count in correct])
     result = metrics.result([100, 100], correct, classes, seconds=1.0)
-    found = verdicts.Verdicts(np.where(right, LABELS, 1 - LABELS), np.full(200, 0.75), right)
+    found = image_verdicts.Verdicts(np.where(right, LABELS, 1 - LABELS), np.full(200, 0.75), right)
     return (
-        result | verdicts.details(LABELS, found, 2) | {"verdicts": verdicts.pack(LABELS, right, 2)}
+        result
+        | image_verdicts.details(LABELS, found, 2)
+        | {"verdicts": image_verdicts.pack(LABELS, right, 2)}
     )
+
+
+def make_detail():
+    """What AutoAttack says of an evaluation in which its first member broke all but 20 images."""
+    names = ("clean", "apgd-ce")
+    numbers = ("seconds_by_attack", "forward_passes_per_image", "gradient_passes_per_image")
+    return {name: dict.fromkeys(names, 1.0) for name in numbers} | {
+        "broken_by": {"clean": [0, 0], "apgd-ce": [90, 90]}, "confusion": [[10, 90], [90, 10]],
+        "curve": [["clean", 0.0, 200], ["apgd-ce", 1.0, 20]], "non_finite": 0, "notes": [],
+    }  # fmt: skip
 
 
 def make_run(path, seed, mixing, correct, **changes):
@@ -61,8 +78,8 @@ def table_rows(text, start):
 def test_headlines_have_means_intervals_boundary_errors_and_rho(study):
     report.write(study, [study], show=False)
     rows = table_rows((study / "report" / "table.md").read_text(), "| pgd20")
-    average = comparison.over_seeds([100, 100], [[80, 40], [82, 44]], "average")
-    worst = comparison.over_seeds([100, 100], [[80, 40], [82, 44]], "worst_class")
+    average = metrics.over_seeds([100, 100], [[80, 40], [82, 44]], "average")
+    worst = metrics.over_seeds([100, 100], [[80, 40], [82, 44]], "worst_class")
     low, middle, high = (f"{100 * value:.1f}" for value in worst)
     assert rows[0][:3] == ["pgd20", "mixing=none", "2"]
     assert rows[0][3].startswith("61.5 [") and f"{100 * average.low:.1f}" in rows[0][3]
@@ -73,10 +90,64 @@ def test_headlines_have_means_intervals_boundary_errors_and_rho(study):
     assert rows[1][11] == f"{5 / 42 + 1.5 / 61.5:+.2f}" and rows[0][11] == "–"
 
 
+def outcome_of(folder):
+    report.write(folder, [folder], show=False)
+    return (folder / "report" / "table.md").read_text().split("\n\n")[0]
+
+
+LEVELS = (
+    "Under pgd20 'mixing=none' classifies 61.5 % of the test images correctly, and 42.0 % of its "
+)
+
+
+def test_the_outcome_is_said_in_words_first(study):
+    said = outcome_of(study)
+    assert said.startswith(
+        f"{LEVELS}worst class, b. 'mixing=same_class' changes the worst class by "
+    )
+    assert re.search(
+        r"by \+5\.0 points \[[-+.\d]+, [-+.\d]+\], which is not significant \(p = \d\.\d+\)\.$",
+        said,
+    )
+    assert said in html.unescape((study / "report" / "index.html").read_text())
+
+
+def test_the_outcome_counts_which_methods_are_better_and_worse(study):
+    for seed, none in enumerate([(80, 40), (82, 44)]):
+        better, worse = ((80, 80), (82, 84)), ((80, 5), (82, 9))
+        make_run(study / f"better{seed}", seed, "better", better[seed])
+        make_run(study / f"worse{seed}", seed, "worse", worse[seed])
+        make_run(study / f"alike{seed}", seed, "alike", none)
+    said = outcome_of(study).partition("worst class, b. ")[2]
+    assert said == (
+        "Of the 4 methods compared with it, 'mixing=better' has a significantly better worst "
+        "class, and 'mixing=worse' has a significantly worse one."
+    )
+
+
+def test_the_outcome_of_one_seed_is_of_networks_and_of_one_method_has_no_comparison(tmp_path):
+    make_run(tmp_path / "one", 0, "none", (80, 40))
+    assert outcome_of(tmp_path).startswith("Under pgd20 the model classifies 60.0 % of the test")
+    make_run(tmp_path / "two", 0, "same_class", (80, 45))
+    assert outcome_of(tmp_path).endswith("; with one seed this compares networks, not methods.")
+
+
+def test_the_terminal_gets_four_columns_and_a_verdict_within_80_columns(study, monkeypatch):
+    narrow = Console(width=80, record=True, file=io.StringIO())
+    monkeypatch.setattr(report, "console", narrow)
+    report.write(study, [study])
+    lines = narrow.export_text().splitlines()
+    assert max(map(len, lines[:-2])) <= 80  # the last two are paths
+    (row,) = (line for line in lines if "pgd20" in line and "mixing=none" in line and "│" in line)
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert len(cells) == 4 and cells[2].startswith("61.5 [") and cells[3] == "42.0 (b)"
+    assert "not significant" in " ".join(lines)
+
+
 def test_confidence_is_shown_class_by_class(study):
     """All are 75 % sure; class b is right in 40 and 44 of 100 images under attack."""
     report.write(study, [study], show=False)
-    text = (study / "report" / "table.md").read_text().split("mean confidence less")[1]
+    text = (study / "report" / "table.md").read_text().split("Mean confidence less")[1]
     rows = {row[0]: row[1:] for row in table_rows(text, "| ")}
     column = rows["class"].index("pgd20: mixing=none")
     assert rows["b"][column] == "+33.0" and rows["a"][column] == "-6.0"
@@ -91,7 +162,7 @@ def test_end_of_training_is_shown_of_runs_that_have_it(study):
         lines = [first, {"epoch": 4} | dict(zip(names, last, strict=True)), {"epoch": 5}]
         (study / f"same{seed}" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     report.write(study, [study], show=False)
-    text = (study / "report" / "table.md").read_text().split("the end of training")[1]
+    text = (study / "report" / "table.md").read_text().split("The end of training")[1]
     (row,) = table_rows(text, "| mixing")
     assert row == "mixing=same_class 2 4 – – – 85.0 60.0 35.0 65.0 15.0 75.0".split()
 
@@ -99,8 +170,8 @@ def test_end_of_training_is_shown_of_runs_that_have_it(study):
 def test_differences_are_paired_by_seed_and_adjusted(study):
     report.write(study, [study], show=False)
     rows = table_rows((study / "report" / "table.md").read_text(), "| pgd20")[2:]
-    (compared,) = runs.comparable(runs.find(study))
-    pairs = {pair.attack: pair for pair in numbers.differences(compared)}
+    (compared,) = comparable(runs.find(study))
+    pairs = {pair.attack: pair for pair in differences.against_first(compared)}
     worst = pairs["pgd20"].differences["worst_class"]
     assert worst.interval.estimate == pytest.approx(0.05)  # 46, 48 less 40, 44: 6 and 4
     assert pairs["pgd20"].adjusted["worst_class"] >= worst.p_value
@@ -114,9 +185,9 @@ def test_data_drawn_at_random_are_compared_but_not_paired(study):
         config = path.with_name("config.json")
         content = json.loads(config.read_text())
         config.write_text(json.dumps(content | {"data": {"draw": content["seed"]}}))
-    (compared,) = runs.comparable(runs.find(study))
-    assert [len(group.runs) for group in compared.groups] == [2, 2]
-    assert numbers.differences(compared) == []
+    (compared,) = comparable(runs.find(study))
+    assert [len(method.runs) for method in compared.methods] == [2, 2]
+    assert differences.against_first(compared) == []
 
 
 def test_two_runs_of_one_seed_are_refused(study):
@@ -129,9 +200,9 @@ def test_runs_evaluated_otherwise_are_methods_of_their_own(study):
     for number, path in enumerate(sorted(study.glob("none*/evaluation.json"))):
         evaluation = json.loads(path.read_text()) | {"settings": {"num_restarts": 1 + number}}
         path.write_text(json.dumps(evaluation))
-    (compared,) = runs.comparable(runs.find(study))
-    assert [len(group.runs) for group in compared.groups] == [1, 1, 2]
-    assert "evaluate.num_restarts=2" in compared.groups[1].label
+    (compared,) = comparable(runs.find(study))
+    assert [len(method.runs) for method in compared.methods] == [1, 1, 2]
+    assert "evaluate.num_restarts=2" in compared.methods[1].label
 
 
 def test_a_run_without_an_attack_leaves_the_others(study):
@@ -150,21 +221,22 @@ def test_grids_keep_their_order_and_so_their_baseline(study):
         "members": {name: {"status": "done"} for name in ("same0", "same1", "none0", "none1")}
     }
     (study / "sweep.json").write_text(json.dumps(states))
-    (compared,) = runs.comparable(runs.find(study))
-    assert [group.label for group in compared.groups] == ["mixing=same_class", "mixing=none"]
+    (compared,) = comparable(runs.find(study))
+    assert [method.label for method in compared.methods] == ["mixing=same_class", "mixing=none"]
 
 
 def test_main_attack_is_what_most_methods_have(study):
-    attacks = {"clean": make_result((90, 80)), "autoattack": make_result((10, 10)) | {"detail": {}}}
+    detail = {"detail": make_detail()}
+    attacks = {"clean": make_result((90, 80)), "autoattack": make_result((10, 10)) | detail}
     make_run(study / "z_cross", 0, "cross_class", (10, 10), attacks=attacks)
-    (compared,) = runs.comparable(runs.find(study))
+    (compared,) = comparable(runs.find(study))
     assert compared.main_attack == "pgd20"
-    (only,) = runs.comparable(runs.find(study / "z_cross"))
+    (only,) = comparable(runs.find(study / "z_cross"))
     assert only.main_attack == "autoattack"
-    few = metrics.result([5, 5], [3, 2], ("a", "b"), seconds=1.0) | {"detail": {}}
+    few = metrics.result([5, 5], [3, 2], ("a", "b"), seconds=1.0) | detail
     attacks |= {"autoattack": few, "pgd20": make_result((10, 10))}
     make_run(study / "of_subset", 0, "cross_class", (10, 10), attacks=attacks)
-    (only,) = runs.comparable(runs.find(study / "of_subset"))
+    (only,) = comparable(runs.find(study / "of_subset"))
     assert only.main_attack == "pgd20"  # of all images
 
 
@@ -196,10 +268,10 @@ def test_single_run_shows_intervals_over_test_images(tmp_path):
     ],
 )
 def test_runs_that_cannot_be_compared_stand_apart(changes, study):
-    (before,) = runs.comparable(runs.find(study))
+    (before,) = comparable(runs.find(study))
     make_run(study / "z_other", 2, "none", (10, 10), **changes)
-    first, other = runs.comparable(runs.find(study))
-    assert first.groups == before.groups and [len(g.runs) for g in other.groups] == [1]
+    first, other = comparable(runs.find(study))
+    assert first.methods == before.methods and [len(m.runs) for m in other.methods] == [1]
     assert first.title != other.title
     report.write(study, [study], show=False)
     text = (study / "report" / "table.md").read_text()
@@ -211,8 +283,8 @@ def test_runs_that_cannot_be_compared_stand_apart(changes, study):
 
 def test_seeds_are_never_averaged_with_other_weights(study):
     make_run(study / "z_last", 0, "none", (10, 10), weights="last")
-    (compared,) = runs.comparable(runs.find(study))
-    assert [group.label for group in compared.groups] == [
+    (compared,) = comparable(runs.find(study))
+    assert [method.label for method in compared.methods] == [
         "mixing=none, weights=best", "mixing=same_class, weights=best", "mixing=none, weights=last",
     ]  # fmt: skip
 
@@ -238,10 +310,17 @@ def test_arguments_of_a_member_tell_apart_only_its_own_methods(tmp_path):
         path = make_run(tmp_path / str(number), 0, "none", (80, 40))
         config = json.loads((path / "config.json").read_text()) | {"base": base}
         (path / "config.json").write_text(json.dumps(config))
-    (compared,) = runs.comparable(runs.find(tmp_path))
-    assert [group.label for group in compared.groups] == [
+    (compared,) = comparable(runs.find(tmp_path))
+    assert [method.label for method in compared.methods] == [
         "base=pgd_at", "base=trades, base.beta=6.0", "base=trades, base.beta=1.0",
     ]  # fmt: skip
+
+
+def test_a_method_without_rivals_is_labelled_by_its_members(tmp_path):
+    make_run(tmp_path / "plain", 0, "none", (80, 40))
+    make_run(tmp_path / "mixed", 0, "same_class", (80, 40))
+    labels = [comparable([run])[0].methods[0].label for run in runs.find(tmp_path)]
+    assert sorted(labels) == ["pgd_at", "pgd_at, mixing=same_class"]
 
 
 def test_evaluations_without_verdicts_still_make_a_report(study):
@@ -262,7 +341,7 @@ def test_failed_members_are_listed(study):
     states = {"members": {"none0": {"status": "done"}, "x": {"status": "failed", "error": "<E>"}}}
     (study / "sweep.json").write_text(json.dumps(states))
     report.write(study, [study], show=False)
-    assert "x: failed: <E>" in (study / "report" / "table.md").read_text()
+    assert "x: failed: &lt;E>" in (study / "report" / "table.md").read_text()
     assert "x</b>: failed: &lt;E&gt;" in (study / "report" / "index.html").read_text()
 
 

@@ -7,13 +7,14 @@ import pytest
 from scipy import optimize, special
 from statistics_of_classes import class_statistics, driven, equal_epoch, random_epoch
 
-from fairmix_jax import plugins, theory
-from fairmix_jax.rules import chi2_dro, dafa, faal
+from fairmix_jax import theory
+from fairmix_jax.methods.rules import chi2_dro, dafa, faal
+from fairmix_jax.runtime import registry
 from fairmix_jax.types import ClassCounts, EpochStatistics, Weights
 
 
 def make(name, num_classes, **options):
-    return plugins.load("rules", name)(num_classes, **options)
+    return registry.load("rules", name)(num_classes, **options)
 
 
 def epoch(number, *, train=None, clean=None, robust=None, base=None):
@@ -330,7 +331,7 @@ def test_fairmix_adaptive():
 
 @pytest.mark.parametrize("signal", ["easy", "boundary"])
 def test_fairmix_adaptive_in_the_model_that_it_comes_from(rng, signal):
-    """Against uniform mixing of the same mean strength, a little of it (docs/theory.md, S16)."""
+    """Against uniform mixing of the same mean strength (docs/theory/statements.md, S16)."""
     rule = make("fairmix_adaptive", 2, signal=signal)
     number = 0
     while number < 300:

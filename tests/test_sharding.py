@@ -12,10 +12,10 @@ import pytest
 from conftest import ROOT
 from flax import linen as nn
 
-from fairmix_jax import sharding
-from fairmix_jax.collectives import collectives
-from fairmix_jax.errors import UsageError
-from fairmix_jax.models._layers import BatchNorm
+from fairmix_jax.lab.compile.tpu import collectives
+from fairmix_jax.models.layers import BatchNorm
+from fairmix_jax.runtime import sharding
+from fairmix_jax.runtime.errors import UsageError
 
 ONCE = ["plain", "seven_steps", "trades", "fgsm", "dafa", "augmented"]
 

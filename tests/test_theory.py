@@ -1,4 +1,4 @@
-"""Every statement of docs/theory.md, S1 to S15: closed form, brute force, Monte Carlo."""
+"""Every statement of docs/theory/statements.md, S1 to S15: closed form, search, Monte Carlo."""
 
 import itertools
 import math
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from mixture_theory import dirichlet_factors, mixture_bias
 from numpy.polynomial import Polynomial
 from numpy.testing import assert_allclose
 from scipy import optimize
@@ -27,12 +28,10 @@ from fairmix_jax.theory import (
     trained_risks,
     training_risk,
 )
-from fairmix_jax.theory_surrogates import (
-    dirichlet_factors,
+from fairmix_jax.theory.surrogates import (
     expected_factor,
     factor_with_replacement,
     logistic_bias,
-    mixture_bias,
     optimal_direction,
     project,
     squared_loss_bias,

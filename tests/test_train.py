@@ -1,20 +1,22 @@
 """The training step as a pure function, and the loop that repeats it."""
 
 import json
+import shutil
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import StopAfter, assemble, run, tiny
+from tiny import StopAfter, assemble, build, fit, run, tiny
 
-from fairmix_jax import config as config_lib
-from fairmix_jax import optim, plugins, train
-from fairmix_jax.checkpoint import digest
-from fairmix_jax.errors import Interrupted, UsageError
-from fairmix_jax.experiment import build
-from fairmix_jax.training_attack import TrainingAttack
+from fairmix_jax.lab import config as config_lib
+from fairmix_jax.methods.training_attack import TrainingAttack
+from fairmix_jax.runtime import registry
+from fairmix_jax.runtime.errors import Interrupted, UsageError
+from fairmix_jax.training import assembly, loop
+from fairmix_jax.training.checkpoints import digest
+from fairmix_jax.training.settings import Optimizer
 from fairmix_jax.types import Batch, StepInput, ThreatModel, Weights
 
 
@@ -103,8 +105,8 @@ def test_mix_and_attack_commute_for_a_linear_model():
 def test_the_attack_writes_no_batch_statistics():
     """The attack sees the running statistics; only the pass on its result updates them."""
     config = tiny()
-    experiment = build(config)
-    model = experiment.model
+    task = build(config)
+    model = task.model
     params, stats = model.init(jax.random.key(0))
     calls = []
 
@@ -113,8 +115,8 @@ def test_the_attack_writes_no_batch_statistics():
         return model.apply(params, batch_stats, images, train=train, **options)
 
     attack = TrainingAttack(ThreatModel(), num_steps=2, step_size=0.1)
-    base = plugins.load("bases", "pgd_at")(apply_fn, attack)
-    images = jnp.asarray(experiment.train.images[:4], jnp.float32) / 255
+    base = registry.load("bases", "pgd_at")(apply_fn, attack)
+    images = jnp.asarray(task.train.images[:4], jnp.float32) / 255
     ones = jnp.ones(4)
     inputs = StepInput(images, jnp.eye(10)[:4], jnp.arange(4), *[ones] * 4)
     adversarial = base.attack(params, stats, jax.random.key(1), inputs)
@@ -163,17 +165,21 @@ def test_a_batch_of_one_class_and_absent_classes_work():
 @pytest.mark.parametrize("after", [1, 7])
 def test_interrupted_at_any_step_and_resumed_equals_uninterrupted(after, tmp_path, monkeypatch):
     config = tiny(total_epochs=3, checkpoint__every_epochs=2)
-    whole = train.fit(config, build(config), tmp_path / "whole")
+    whole = fit(config, build(config), tmp_path / "whole")
     with monkeypatch.context() as patched:
-        patched.setattr(train, "StopRequest", lambda: StopAfter(after))
+        patched.setattr(loop, "StopRequest", lambda: StopAfter(after))
         with pytest.raises(Interrupted, match="SIGTERM: saved at step"):
-            train.fit(config, build(config), tmp_path / "parts")
-    assert train.fit(config, build(config), tmp_path / "parts") == whole
+            fit(config, build(config), tmp_path / "parts")
+    assert fit(config, build(config), tmp_path / "parts") == whole
 
     def curve(name):
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         return [
-            {k: v for k, v in json.loads(line).items() if k != "images_per_second"}
+            {
+                k: v
+                for k, v in json.loads(line).items()
+                if k not in ("images_per_second", "checksum")
+            }
             for line in lines
         ]
 
@@ -181,17 +187,60 @@ def test_interrupted_at_any_step_and_resumed_equals_uninterrupted(after, tmp_pat
     assert len(curve("whole")) == 3
 
 
+def flip(folder):
+    (path,) = (path for path in folder.iterdir() if path.is_file())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def test_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(tmp_path):
+    """Damaged last weights are made again."""
     config = tiny(total_epochs=3)
-    whole = train.fit(config, build(config), tmp_path)
-    newest = max((tmp_path / "checkpoints" / "state").iterdir(), key=lambda path: int(path.name))
-    (newest / "meta" / "metadata").write_text("{")
-    assert train.fit(config, build(config), tmp_path) == whole
+    whole = fit(config, build(config), tmp_path)
+    checkpoints = tmp_path / "checkpoints"
+    (last,) = (checkpoints / "last").iterdir()
+    before = (last / "checkpoint.npz").read_bytes()
+    flip(last)
+    assert fit(config, build(config), tmp_path) == whole  # from the state as it is
+    flip(max((checkpoints / "state").iterdir(), key=lambda path: int(path.name)))
+    shutil.rmtree(last)
+    assert fit(config, build(config), tmp_path) == whole
+    assert (last / "checkpoint.npz").read_bytes() == before
+    assert (checkpoints / "last" / f"damaged-{last.name}").is_dir()
+
+
+def test_a_run_whose_best_weights_are_damaged_or_gone_does_not_go_on_without_them(
+    tmp_path, monkeypatch
+):
+    config, task = tiny(total_epochs=3, validation__every_epochs=1), build(tiny())
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "StopRequest", lambda: StopAfter(7))
+        with pytest.raises(Interrupted):
+            fit(config, task, tmp_path / "run")
+    best = next((tmp_path / "run" / "checkpoints" / "best").iterdir())
+    shutil.copytree(best, tmp_path / "copy")
+    for harm in (flip, shutil.rmtree, lambda folder: (folder / "checkpoint.npz").unlink()):
+        harm(best)
+        with pytest.raises(UsageError, match=rf"best/{best.name}/.* damaged .*put it back") as told:
+            fit(config, task, tmp_path / "run")
+        assert len(str(told.value).splitlines()) == 1
+        shutil.rmtree(best, ignore_errors=True)
+        shutil.copytree(tmp_path / "copy", best)
+    assert fit(config, task, tmp_path / "run") == fit(config, task, tmp_path / "whole")
+    kept = [
+        [
+            path.read_bytes()
+            for path in sorted((tmp_path / name / "checkpoints").glob("[bl]*/*/*.npz"))
+        ]
+        for name in ("run", "whole")
+    ]
+    assert kept[0] == kept[1]
 
 
 def test_best_weights_have_the_best_validation_score(tmp_path):
     config = tiny(total_epochs=4)
-    train.fit(config, build(config), tmp_path)
+    fit(config, build(config), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     scores = {
         line["step"]: line["val_robust/average"] + line["val_robust/worst_class"]
@@ -206,7 +255,7 @@ def test_validation_does_not_depend_on_the_settings_of_the_evaluation(tmp_path):
     """They may change between a run and its resumption, and must not change what is best."""
     one, two = tiny(), tiny(evaluate__step_size=0.001, evaluate__num_restarts=2)
     for name, config in (("one", one), ("two", two)):
-        train.fit(config, build(config), tmp_path / name)
+        fit(config, build(config), tmp_path / name)
     scores = [
         json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])
         for name in ("one", "two")
@@ -217,16 +266,12 @@ def test_validation_does_not_depend_on_the_settings_of_the_evaluation(tmp_path):
 def test_loss_that_is_not_finite_is_an_error(tmp_path):
     config = tiny(optim__learning_rate=1e30)
     with pytest.raises(FloatingPointError, match="lower optim"):
-        train.fit(config, build(config), tmp_path)
+        fit(config, build(config), tmp_path)
 
 
 def schedule(**changes):
-    arguments = dict(
-        total_steps=100, name="sgd", learning_rate=1.0, momentum=0.0, nesterov=False,
-        weight_decay=0.0, decay_biases=True, schedule="piecewise", milestones=(0.5, 0.75),
-        decay=0.1, warmup=0.0,
-    ) | changes  # fmt: skip
-    tx = optim.make(**arguments)
+    given = dict(learning_rate=1.0, momentum=0.0, nesterov=False, weight_decay=0.0) | changes
+    tx = assembly.optimizer(Optimizer(**given), total_steps=100)
     state, rates = tx.init(jnp.zeros(())), []
     for _ in range(100):
         update, state = tx.update(jnp.ones(()), state, jnp.ones(()))
@@ -259,7 +304,7 @@ def test_weight_decay_is_the_l2_penalty():
 
 
 def test_ema_by_hand():
-    averaging = plugins.load("averaging", "ema")(decay=0.5)
+    averaging = registry.load("averaging", "ema")(decay=0.5)
     weights = Weights({"w": jnp.asarray(1.0)}, {})
     average = averaging.init(weights)
     # t = 1: decay min(0.5, 2/11); 2/11 * 1 + 9/11 * 3 = 29/11
@@ -280,7 +325,10 @@ def test_ema_without_memory_is_the_current_weights():
     "changes, message",
     [
         (dict(batch_size=4096), "batch_size=4096 is larger than the 210 training examples"),
-        (dict(averaging__decay=1.0), r"averaging.decay=1.0 is outside \[0, 1\)"),
+        (
+            dict(averaging__decay=1.0),
+            r"averaging.decay=1.0 is out of range; give a number in \[0, 1\)",
+        ),
         (dict(model__name="preact_resnet", model__depth=11), "model.depth=11 is unknown"),
     ],
 )

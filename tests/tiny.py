@@ -4,10 +4,12 @@ import chex
 import jax
 import numpy as np
 
-from configs import digits
-from fairmix_jax import trainer as trainer_lib
 from fairmix_jax.data import batches
-from fairmix_jax.experiment import build
+from fairmix_jax.lab import config as config_lib
+from fairmix_jax.lab.configs import digits
+from fairmix_jax.training import assembly as trainer_lib
+from fairmix_jax.training import loop
+from fairmix_jax.training import task as task_lib
 
 TOTAL_STEPS = 20
 
@@ -25,13 +27,23 @@ def tiny(**changes):
     return config
 
 
+def build(config):
+    """The data, model and threat of a config."""
+    return task_lib.build(config_lib.settings(config))
+
+
+def fit(config, task, workdir):
+    """Trains as a config says; returns the digest of the final state."""
+    return loop.fit(config_lib.settings(config), task, workdir)
+
+
 def assemble(config):
     """The trainer and three batches."""
-    experiment = build(config)
+    task = build(config)
     trainer = trainer_lib.assemble(
-        config, experiment, total_steps=TOTAL_STEPS, key=jax.random.key(0)
+        config_lib.settings(config), task, total_steps=TOTAL_STEPS, key=jax.random.key(0)
     )
-    split = batches.to_device(experiment.train)
+    split = jax.device_put(task.train)
     return trainer, [
         batches.take(split, np.arange(n, n + 40, dtype=np.int32), 40) for n in (0, 40, 80)
     ]

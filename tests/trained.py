@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 from jax.tree_util import Partial
 
-from configs import digits as digits_config
-from fairmix_jax import evaluate, experiment, train
 from fairmix_jax.data import digits
+from fairmix_jax.lab import config as config_lib
+from fairmix_jax.lab import evaluate_run
+from fairmix_jax.lab.configs import digits as digits_config
+from fairmix_jax.training import loop, task
 from fairmix_jax.types import Weights
 
 
@@ -16,9 +18,9 @@ def digit_network(seed: int, workdir: Path) -> tuple[Partial, Weights, dict]:
     config = digits_config.get_config().copy_and_resolve_references().unlock()
     config.update(seed=seed, total_epochs=12)
     config.validation.every_epochs = 12
-    built = experiment.build(config)
-    train.fit(config, built, workdir)
-    weights, _ = evaluate.load_weights(workdir, config.evaluate.weights, built)
+    built = task.build(config_lib.settings(config))
+    loop.fit(config_lib.settings(config), built, workdir)
+    weights, _ = evaluate_run.load_weights(workdir, config.evaluate.weights, built)
 
     def logits_fn(weights, images):
         return built.model.apply(weights.params, weights.batch_stats, images, train=False)[0]

@@ -10,17 +10,6 @@ from fairmix_jax.attacks.stepwise import Randomized
 from fairmix_jax.types import ThreatModel
 
 __all__ = [
-    "AttackReport",
-    "Randomized",
-    "ThreatModel",
-    "apgd",
-    "apgd_targeted",
-    "autoattack",
-    "fab",
-    "fab_targeted",
-    "fgsm",
-    "mi_fgsm",
-    "pgd",
-    "robustness_curve",
-    "square",
-]
+    "AttackReport", "Randomized", "ThreatModel", "apgd", "apgd_targeted", "autoattack", "fab",
+    "fab_targeted", "fgsm", "mi_fgsm", "pgd", "robustness_curve", "square",
+]  # fmt: skip

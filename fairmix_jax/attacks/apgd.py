@@ -1,137 +1,117 @@
 """Auto-PGD: projected gradient descent with momentum that halves its own step size."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from fairmix_jax.attacks.losses import Objective, TargetedObjective, objective, targeted_objective
-from fairmix_jax.attacks.pool import run as run_attack
-from fairmix_jax.attacks.projections import normalize, project
-from fairmix_jax.attacks.stepwise import (
-    Example,
-    Network,
-    Randomized,
-    Stepwise,
-    misclassified,
-    value_and_gradient,
-)
-from fairmix_jax.types import Array, Key, LogitsFn, ThreatModel
+from fairmix_jax.attacks.losses import Objective, TargetedObjective, objective
+from fairmix_jax.attacks.one_batch import run_attack
+from fairmix_jax.attacks.projections import normalize, project, surface_start
+from fairmix_jax.attacks.stepwise import Classifier, Example, Network, Stepwise, misclassified
+from fairmix_jax.runtime.inputs import check_whole
+from fairmix_jax.types import Array, Key, ThreatModel
 
 _MOMENTUM = 0.75
 
 
 class State(NamedTuple):
-    """A run between two steps; images are `[H, W, C]`, all else `[]`.
+    """A run between two steps; images are `[H, W, C]`, all else `[]`."""
 
-    Attributes:
-      image: the next point to evaluate, `x_i`.
-      previous: the point before it, for the momentum.
-      best, best_gradient, best_loss: the point of the largest loss so far.
-      adversarial, broken: the latest misclassified point.
-      step_size: halved at checkpoints.
-      loss: of the point before.
-      increases: how often the loss rose since the last checkpoint.
-      reduced: whether the last checkpoint halved the step size.
-      checked_loss: the best loss at the last checkpoint.
-    """
-
-    image: Array
-    previous: Array
-    best: Array
+    image: Array  # the next point to evaluate, `x_i`
+    previous: Array  # the point before it, for the momentum
+    best: Array  # the point of the largest loss so far, with its gradient and loss
     best_gradient: Array
     best_loss: Array
-    adversarial: Array
+    adversarial: Array  # the latest misclassified point, if `broken`
     broken: Array
-    step_size: Array
-    loss: Array
-    increases: Array
-    reduced: Array
-    checked_loss: Array
+    step_size: Array  # halved at checkpoints
+    loss: Array  # of the point before
+    increases: Array  # how often the loss rose since the last checkpoint
+    reduced: Array  # whether the last checkpoint halved the step size
+    checked_loss: Array  # the best loss at the last checkpoint
 
 
 def apgd(
-    logits_fn: LogitsFn | Randomized,
-    key: Key,
-    images: Array,
-    labels: Array,
-    *,
-    threat: ThreatModel,
-    num_steps: int = 100,
-    num_restarts: int = 1,
-    loss: str | Objective = "ce",
-    num_draws: int = 1,
-    start: Array | None = None,
-    index: Array | None = None,
-    early_exit: bool = True,
+    logits_fn: Classifier, key: Key, images: Array, labels: Array, *, threat: ThreatModel, **options
 ) -> Array:
     """Returns misclassified images in the ball where APGD finds any, else the images.
 
-    Pure, and can be jitted. Guarantees: the result lies in the ball (up to float32
-    rounding) and in the bounds; an example's result depends on its own image, label, key
-    and `index` only; an image that is misclassified as it is comes back unchanged.
-
-    Args:
-      logits_fn: images `[B, H, W, C]` to logits `[B, K]`; must not couple examples.
-      key: of the random starts; consumed.
-      images: `[B, H, W, C]` float, inside `threat.bounds`.
-      labels: `[B]` int, the true classes.
-      threat: norm, radius, bounds.
-      num_steps, num_restarts, loss, num_draws: see `make`.
-      start: `[B, H, W, C]`, where the first run starts instead of at random.
-      index: `[B]` int, numbers that tell the examples' keys apart; `0 .. B - 1` if `None`.
-      early_exit: whether to stop at an example's first success; without, the last one of
-        its run is returned. The verdict is the same.
-
-    Raises:
-      ValueError: a shape or number is wrong; names it.
+    Arguments and guarantees are those of `one_batch.attack_batch`; `options` are its `index` and
+    `early_exit`, and those of `make`.
 
     Reference: Croce and Hein 2020, arXiv 2003.01690.
     """
-    attack = make(
-        norm=threat.norm, bounds=threat.bounds, num_steps=num_steps,
-        num_restarts=num_restarts, loss=loss, num_draws=num_draws,
-    )  # fmt: skip
-
-    first = None
-    if start is not None:
-        first = functools.partial(
-            State._replace, image=start, previous=start, best=start, adversarial=start
-        )
-    return run_attack(
-        attack, logits_fn, key, images, labels, epsilon=threat.epsilon, index=index,
-        early_exit=early_exit, first=first,
-    )  # fmt: skip
+    return run_attack(make, logits_fn, key, images, labels, threat=threat, **options)
 
 
-def apgd_targeted(
-    logits_fn: LogitsFn | Randomized,
-    key: Key,
-    images: Array,
-    labels: Array,
+def apgd_targeted(*arguments: Any, **options: Any) -> Array:
+    """Returns `apgd` with `targeted=True`: towards one class after another."""
+    return apgd(*arguments, targeted=True, **options)
+
+
+@functools.cache
+def make(
     *,
-    threat: ThreatModel,
-    num_steps: int = 100,
-    num_restarts: int = 1,
-    num_targets: int = 9,
-    loss: str | TargetedObjective = "dlr",
-    index: Array | None = None,
-    early_exit: bool = True,
-) -> Array:
-    """Returns misclassified images in the ball where targeted APGD finds any, else the images.
+    norm: str,
+    bounds: tuple[float, float],
+    targeted: bool = False,
+    num_steps: int = 100,  # of a run, at least 1
+    num_restarts: int = 1,  # runs from fresh starts until one succeeds
+    num_targets: int = 9,  # at least 1
+    loss: str | Objective | TargetedObjective | None = None,
+    num_draws: int = 1,  # of a random network, that a gradient averages over
+) -> Stepwise:
+    """Returns APGD: away from the true class, or towards one other class after another.
 
-    Contract and arguments as in `apgd`; `num_targets` and `loss` as in `make_targeted`.
+    From a random point on the surface of the ball, `num_steps` steps with momentum 0.75
+    and step size `2 epsilon` at first. At each of `checkpoints` the step size is halved and the
+    run goes back to its best point if at most 75 % of the steps since the last one raised the loss
+    (the paper says fewer; the authors' code decides), or if neither step size nor best loss changed
+    there. A run costs `num_steps + 1` gradient passes.
+
+    Targets are the `num_targets` classes (all others, if there are fewer) with the largest logits
+    on the clean image after the true one, each with `num_restarts` runs. Any misclassification
+    is a success. The loss is a name or function of `losses.objective`; `None` is `"ce"`, or
+    `"dlr"` if targeted.
+
+    Reference: Croce and Hein 2020, arXiv 2003.01690, algorithm 1 and section 6; constants and
+    order of operations as in the authors' code.
     """
-    attack = make_targeted(
-        norm=threat.norm, bounds=threat.bounds, num_steps=num_steps,
-        num_restarts=num_restarts, num_targets=num_targets, loss=loss,
-    )  # fmt: skip
-    return run_attack(
-        attack, logits_fn, key, images, labels, epsilon=threat.epsilon, index=index,
-        early_exit=early_exit,
-    )  # fmt: skip
+    check_whole(1, num_steps=num_steps, num_restarts=num_restarts)
+    check_whole(1, num_targets=num_targets, num_draws=num_draws)
+    periods = checkpoints(num_steps)
+    ascended = objective(loss or ("dlr" if targeted else "ce"), targeted=targeted)
+
+    def start(example: Example, run: Array) -> State:
+        image = surface_start(example.key, example.image, example.epsilon, norm)
+        image = project(image, example.image, norm=norm, epsilon=example.epsilon, bounds=bounds)
+        zero = jnp.zeros((), image.dtype)
+        return State(
+            image=image, previous=image, best=image, best_gradient=jnp.zeros_like(image),
+            best_loss=zero, adversarial=image, broken=jnp.asarray(False),
+            step_size=2 * example.epsilon, loss=zero, increases=jnp.asarray(0, jnp.int32),
+            reduced=jnp.asarray(True), checked_loss=zero,
+        )  # fmt: skip
+
+    def step(network: Network, example: Example, run: Array, count: Array, state: State) -> State:
+        def loss_of(logits: Array) -> Array:
+            target = (example.rivals[run // num_restarts],) if targeted else ()
+            return ascended(logits, example.label, *target)
+
+        loss, logits, gradient = _evaluate(network, example, state.image, loss_of, num_draws)
+        state = _observe(state, example, count, loss, logits, gradient)
+        state, gradient = _adapt_step_size(state, gradient, jnp.asarray(periods)[count])
+        return _move(state, gradient, example, count, norm=norm, bounds=bounds)
+
+    def num_runs(num_classes: int) -> int:
+        return num_restarts * (min(num_targets, num_classes - 1) if targeted else 1)
+
+    return Stepwise(num_runs, num_steps + 1, start, step, lambda num_classes: (0, num_draws))
 
 
 def checkpoints(num_steps: int) -> np.ndarray:
@@ -150,127 +130,38 @@ def checkpoints(num_steps: int) -> np.ndarray:
     return periods
 
 
-@functools.cache
-def make(
-    *,
-    norm: str,
-    bounds: tuple[float, float],
-    num_steps: int = 100,
-    num_restarts: int = 1,
-    loss: str | Objective = "ce",
-    num_draws: int = 1,
-) -> Stepwise:
-    """Returns APGD on an untargeted loss.
+def _evaluate(network: Network, example: Example, image: Array, loss_of: Callable, num_draws: int):
+    """Returns the loss, the logits and the loss's gradient in the image.
 
-    From a random point on the surface of the ball, `num_steps` steps with momentum 0.75
-    and step size `2 epsilon` at first. At each of `checkpoints` the step size is halved
-    and the run goes back to its best point if fewer than 75 % of the steps since the last
-    one raised the loss, or if neither step size nor best loss changed there. A run costs
-    `num_steps + 1` gradient passes.
+    A gradient that is not finite counts as zero, so that it cannot spoil the image. With
+    `num_draws` above 1 (expectation over transformation) the gradient is the mean over
+    that many draws of a random network, loss and logits are those of the last.
 
-    Args:
-      norm, bounds: as in `ThreatModel`.
-      num_steps: of a run, at least 1.
-      num_restarts: runs from fresh starts until one succeeds.
-      loss: `"ce"`, `"dlr"`, `"margin"` or a function `(logits [K], label) -> []`.
-      num_draws: draws of a random network that a gradient averages over.
-
-    Reference: Croce and Hein 2020, arXiv 2003.01690, algorithm 1; constants and order of
-    operations as in the authors' code.
+    Reference: Athalye et al. 2018, arXiv 1707.07397.
     """
-    untargeted = objective(loss)
-    return _make(
-        lambda logits, example, run: untargeted(logits, example.label),
-        lambda num_classes: num_restarts,
-        norm=norm, bounds=bounds, num_steps=num_steps, num_draws=num_draws,
-    )  # fmt: skip
 
+    def once(key: Key):
+        def evaluate(x: Array):
+            logits = network(x, key)
+            return loss_of(logits), logits
 
-@functools.cache
-def make_targeted(
-    *,
-    norm: str,
-    bounds: tuple[float, float],
-    num_steps: int = 100,
-    num_restarts: int = 1,
-    num_targets: int = 9,
-    loss: str | TargetedObjective = "dlr",
-) -> Stepwise:
-    """Returns APGD towards one class after another; any misclassification is a success.
+        (loss, logits), gradient = jax.value_and_grad(evaluate, has_aux=True)(image)
+        return loss, logits, jnp.where(jnp.isfinite(gradient), gradient, 0.0)
 
-    The targets are the `num_targets` classes (all others, if there are fewer) with the
-    largest logits on the clean image after the true one, each with `num_restarts` runs.
+    if num_draws == 1:
+        return once(example.network_key)
 
-    Args:
-      num_targets: at least 1.
-      loss: `"dlr"`, `"margin"` or a function `(logits [K], label, target) -> []`.
-      norm, bounds, num_steps, num_restarts: as in `make`.
+    def again(total: Array, draw: Array):
+        loss, logits, gradient = once(jax.random.fold_in(example.network_key, draw))
+        return total + gradient, (loss, logits)
 
-    Reference: Croce and Hein 2020, arXiv 2003.01690, section 6.
-    """
-    targeted = targeted_objective(loss)
-
-    def towards(logits: Array, example: Example, run: Array) -> Array:
-        return targeted(logits, example.label, example.rivals[run // num_restarts])
-
-    return _make(
-        towards,
-        lambda num_classes: min(num_targets, num_classes - 1) * num_restarts,
-        norm=norm, bounds=bounds, num_steps=num_steps, num_draws=1,
-    )  # fmt: skip
-
-
-def random_start(key: Key, image: Array, epsilon: Array, *, norm: str) -> Array:
-    """Returns the image plus noise whose norm is exactly `epsilon`, before the bounds.
-
-    L-inf: uniform noise, scaled so that its largest coordinate has that size. L2: uniform
-    on the sphere. The key is consumed.
-    """
-    draw = functools.partial(jax.random.uniform, minval=-1.0)
-    draw = draw if norm == "linf" else jax.random.normal
-    noise = draw(key, image.shape, image.dtype)
-    return image + epsilon * normalize(noise, norm)
-
-
-def _make(loss, num_runs, *, norm, bounds, num_steps, num_draws) -> Stepwise:
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps}; give at least 1")
-    periods = checkpoints(num_steps)
-
-    def start(example: Example, run: Array) -> State:
-        image = random_start(example.key, example.image, example.epsilon, norm=norm)
-        image = jnp.clip(image, *bounds)
-        zero = jnp.zeros((), image.dtype)
-        return State(
-            image=image,
-            previous=image,
-            best=image,
-            best_gradient=jnp.zeros_like(image),
-            best_loss=zero,
-            adversarial=image,
-            broken=jnp.asarray(False),
-            step_size=2 * example.epsilon,
-            loss=zero,
-            increases=jnp.asarray(0, jnp.int32),
-            reduced=jnp.asarray(True),
-            checked_loss=zero,
-        )
-
-    def step(network: Network, example: Example, run: Array, count: Array, state: State) -> State:
-        value, logits, gradient = value_and_gradient(
-            network, example.network_key, state.image, lambda z: loss(z, example, run), num_draws
-        )
-        state = _observe(state, example, count, value, logits, gradient)
-        state, gradient = _check(state, gradient, jnp.asarray(periods)[count])
-        return _move(state, gradient, example, count, norm=norm, bounds=bounds)
-
-    return Stepwise(num_runs, num_steps + 1, start, step, lambda num_classes: (0, num_draws))
+    total, (losses, logits) = lax.scan(again, jnp.zeros_like(image), jnp.arange(num_draws))
+    return losses[-1], logits[-1], total / num_draws
 
 
 def _observe(state: State, example: Example, count: Array, loss, logits, gradient) -> State:
     """Notes the outcome at `state.image`: success, best point, whether the loss rose."""
-    is_first = count == 0
-    is_wrong = misclassified(logits, example.label)
+    is_first, is_wrong = count == 0, misclassified(logits, example.label)
     is_best = is_first | (loss > state.best_loss)
     rose = (loss > state.loss).astype(jnp.int32)
     return state._replace(
@@ -285,7 +176,7 @@ def _observe(state: State, example: Example, count: Array, loss, logits, gradien
     )
 
 
-def _check(state: State, gradient: Array, period: Array) -> tuple[State, Array]:
+def _adapt_step_size(state: State, gradient: Array, period: Array) -> tuple[State, Array]:
     """Halves the step size and goes back to the best point where progress has stalled."""
     is_checkpoint = period > 0
     few_increases = 4 * state.increases <= 3 * period
@@ -319,5 +210,5 @@ def _move(state: State, gradient: Array, example: Example, count, *, norm, bound
 MEMBERS = {
     "apgd-ce": make,
     "apgd-dlr": functools.partial(make, loss="dlr"),
-    "apgd-t": make_targeted,
+    "apgd-t": functools.partial(make, targeted=True),
 }

@@ -2,22 +2,17 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fairmix_jax.attacks.losses import pick
-from fairmix_jax.attacks.pool import run as run_attack
-from fairmix_jax.attacks.projections import lp_norm, to_hyperplane
-from fairmix_jax.attacks.stepwise import (
-    Example,
-    Network,
-    Randomized,
-    Stepwise,
-    misclassified,
-)
-from fairmix_jax.types import Array, Key, LogitsFn, ThreatModel
+from fairmix_jax.attacks.losses import pick, targeted_margin
+from fairmix_jax.attacks.one_batch import run_attack
+from fairmix_jax.attacks.projections import lp_norm, noise, norm_rounding, to_hyperplane
+from fairmix_jax.attacks.stepwise import Classifier, Example, Network, Stepwise, misclassified
+from fairmix_jax.runtime.inputs import check_whole
+from fairmix_jax.types import Array, Key, ThreatModel
 
 _OVERSHOOT = 1.05
 _BACKWARD = 0.9
@@ -25,169 +20,57 @@ _MAX_BIAS = 0.1
 
 
 class State(NamedTuple):
-    """A run between two steps.
+    """A run between two steps."""
 
-    Attributes:
-      image: `[H, W, C]`, the current point, near the decision boundary.
-      adversarial: `[H, W, C]`, the misclassified point nearest to the clean image.
-      distance: `[]`, how far it is; infinite before there is one.
-      broken: `[]`, whether that is at most `epsilon`.
-    """
-
-    image: Array
-    adversarial: Array
-    distance: Array
-    broken: Array
+    image: Array  # [H, W, C], the current point, near the decision boundary
+    adversarial: Array  # [H, W, C], the misclassified point nearest to the clean image
+    distance: Array  # [], how far it is; infinite before there is one
+    broken: Array  # [], whether that is at most `epsilon`
 
 
 def fab(
-    logits_fn: LogitsFn | Randomized,
-    key: Key,
-    images: Array,
-    labels: Array,
-    *,
-    threat: ThreatModel,
-    num_steps: int = 100,
-    num_restarts: int = 1,
-    index: Array | None = None,
-    early_exit: bool = True,
+    logits_fn: Classifier, key: Key, images: Array, labels: Array, *, threat: ThreatModel, **options
 ) -> Array:
     """Returns the misclassified images that FAB finds within `epsilon`, else the images.
 
-    Contract as in `apgd.apgd`. With `early_exit=False` each is the nearest of its run, so
-    a large `threat.epsilon` gives perturbations of minimal norm.
-
-    Args:
-      num_steps, num_restarts: see `make`.
-      logits_fn, key, images, labels, threat, index, early_exit: as in `apgd.apgd`.
+    Arguments, guarantees and `options` are as in `apgd.apgd`. With `early_exit=False` each
+    is the nearest of its run, so a large `threat.epsilon` gives perturbations of minimal norm.
     """
-    attack = make(
-        norm=threat.norm, bounds=threat.bounds, num_steps=num_steps, num_restarts=num_restarts
-    )
-    return run_attack(
-        attack, logits_fn, key, images, labels, epsilon=threat.epsilon, index=index,
-        early_exit=early_exit,
-    )  # fmt: skip
+    return run_attack(make, logits_fn, key, images, labels, threat=threat, **options)
 
 
-def fab_targeted(
-    logits_fn: LogitsFn | Randomized,
-    key: Key,
-    images: Array,
-    labels: Array,
-    *,
-    threat: ThreatModel,
-    num_steps: int = 100,
-    num_restarts: int = 1,
-    num_targets: int = 9,
-    index: Array | None = None,
-    early_exit: bool = True,
-) -> Array:
-    """As `fab`, towards one class after another; `num_targets` as in `make_targeted`."""
-    attack = make_targeted(
-        norm=threat.norm, bounds=threat.bounds, num_steps=num_steps,
-        num_restarts=num_restarts, num_targets=num_targets,
-    )  # fmt: skip
-    return run_attack(
-        attack, logits_fn, key, images, labels, epsilon=threat.epsilon, index=index,
-        early_exit=early_exit,
-    )  # fmt: skip
+def fab_targeted(*arguments: Any, **options: Any) -> Array:
+    """Returns `fab` with `targeted=True`: towards one class after another."""
+    return fab(*arguments, targeted=True, **options)
 
 
 @functools.cache
 def make(
-    *, norm: str, bounds: tuple[float, float], num_steps: int = 100, num_restarts: int = 1
-) -> Stepwise:
-    """Returns FAB towards whichever linearised decision boundary is nearest.
+    *, norm: str, bounds: tuple[float, float], targeted: bool = False, num_steps: int = 100,
+    num_restarts: int = 1, num_targets: int = 9,
+) -> Stepwise:  # fmt: skip
+    """Returns FAB towards whichever linearised decision boundary is nearest, or a target's.
 
     Each step linearises the network at the current point, projects the point and the clean
-    image onto the nearest hyperplane where another class wins, steps a little beyond
-    (factor 1.05) a mean of both that leans to the current point, and, where that is
-    misclassified, goes back a tenth of the way to the clean image. The first run starts at
-    the clean image, others at half the radius from it. A step costs a backward pass for
-    every other class and a second forward pass.
+    image onto the hyperplane where another class wins, steps a little beyond (factor 1.05) a
+    mean of both that leans to the current point, and, where that is misclassified, goes back
+    a tenth of the way to the clean image. The first run starts at the clean image, others at
+    half the radius from it. A step costs a backward pass for every other class (for one, if
+    targeted) and a second forward pass.
 
-    Args:
-      norm, bounds: as in `ThreatModel`.
-      num_steps: of a run.
-      num_restarts: runs until one finds a point within `epsilon`.
+    If `targeted`, a run has one target instead of all other classes. Arguments as in `apgd.make`;
+    success is a misclassified point within `epsilon`.
 
-    Reference: Croce and Hein 2020, arXiv 1907.02044, algorithm 1; constants as in the
-    authors' code, which like this one has no final search.
+    Reference: Croce and Hein 2020, arXiv 1907.02044, algorithm 1, and arXiv 2003.01690,
+    section 5; constants as in the authors' code, which like this one has no final search.
     """
-
-    def linearize(network: Callable[[Array], Array], example: Example, run: Array, image: Array):
-        """Distance, gap and its gradient for the nearest of all other classes."""
-
-        def gaps(x: Array) -> tuple[Array, Array]:
-            logits = network(x)
-            gaps = logits[example.rivals] - pick(logits, example.label)
-            return gaps, gaps
-
-        gradients, values = jax.jacrev(gaps, has_aux=True)(image)
-        dual = _dual_norm(gradients.reshape(len(values), -1), norm)
-        nearest = jnp.argmin(jnp.abs(values) / (dual + 1e-12))
-        return values[nearest], gradients[nearest]
-
-    return _make(
-        linearize,
-        lambda num_classes: num_restarts,
-        lambda num_classes: (1, num_classes - 1),
-        norm=norm, bounds=bounds, num_steps=num_steps,
-    )  # fmt: skip
-
-
-@functools.cache
-def make_targeted(
-    *,
-    norm: str,
-    bounds: tuple[float, float],
-    num_steps: int = 100,
-    num_restarts: int = 1,
-    num_targets: int = 9,
-) -> Stepwise:
-    """Returns FAB towards the boundary with one class after another.
-
-    As `make`, with one backward pass a step. The targets are those of
-    `apgd.make_targeted`; any misclassification is a success.
-
-    Reference: Croce and Hein 2020, arXiv 2003.01690, section 5.
-    """
-
-    def linearize(network: Callable[[Array], Array], example: Example, run: Array, image: Array):
-        target = example.rivals[run // num_restarts]
-
-        def gap(x: Array) -> Array:
-            logits = network(x)
-            return pick(logits, target) - pick(logits, example.label)
-
-        return jax.value_and_grad(gap)(image)
-
-    return _make(
-        linearize,
-        lambda num_classes: min(num_targets, num_classes - 1) * num_restarts,
-        lambda num_classes: (1, 1),
-        norm=norm, bounds=bounds, num_steps=num_steps, num_restarts=num_restarts,
-    )  # fmt: skip
-
-
-def _dual_norm(rows: Array, norm: str) -> Array:
-    if norm == "linf":
-        return jnp.sum(jnp.abs(rows), axis=-1)
-    return jnp.sqrt(jnp.sum(rows**2, axis=-1))
-
-
-def _make(linearize, num_runs, passes, *, norm, bounds, num_steps, num_restarts=None) -> Stepwise:
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps}; give at least 1")
+    check_whole(1, num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets)
 
     def start(example: Example, run: Array) -> State:
-        draw = functools.partial(jax.random.uniform, minval=-1.0)
-        draw = draw if norm == "linf" else jax.random.normal
-        noise = draw(example.key, example.image.shape, example.image.dtype)
-        restart = run if num_restarts is None else run % num_restarts
+        drawn = noise(example.key, example.image, norm)
+        restart = run % num_restarts if targeted else run
         radius = jnp.where(restart == 0, 0.0, 0.5 * example.epsilon)
-        image = jnp.clip(example.image + radius * noise / lp_norm(noise, norm), *bounds)
+        image = jnp.clip(example.image + radius * drawn / lp_norm(drawn, norm), *bounds)
         infinite = jnp.asarray(jnp.inf, image.dtype)
         return State(image, example.image, infinite, jnp.asarray(False))
 
@@ -195,12 +78,42 @@ def _make(linearize, num_runs, passes, *, norm, bounds, num_steps, num_restarts=
         def logits_of(x: Array) -> Array:
             return network(x, example.network_key)
 
-        gap, gradient = linearize(logits_of, example, run, state.image)
+        if targeted:
+            target = example.rivals[run // num_restarts]
+            gap, gradient = jax.value_and_grad(
+                lambda x: targeted_margin(logits_of(x), example.label, target)
+            )(state.image)
+        else:
+            gap, gradient = _nearest_gap(logits_of, example, state.image, norm)
         gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
         image = _towards(gap, gradient, example.image, state.image, norm=norm, bounds=bounds)
         return _observe(state, example, image, logits_of(image), norm)
 
+    def num_runs(num_classes: int) -> int:
+        return num_restarts * (min(num_targets, num_classes - 1) if targeted else 1)
+
+    def passes(num_classes: int) -> tuple[int, int]:
+        return 1, 1 if targeted else num_classes - 1
+
     return Stepwise(num_runs, num_steps, start, step, passes)
+
+
+def _nearest_gap(logits_of: Callable, example: Example, image: Array, norm: str):
+    """Returns by how much a class's logit exceeds the true one, and the gradient of that.
+
+    The class is the one whose linearised boundary is nearest: its gap over dual norm.
+    """
+
+    def gaps(x: Array) -> tuple[Array, Array]:
+        logits = logits_of(x)
+        gaps = logits[example.rivals] - pick(logits, example.label)
+        return gaps, gaps
+
+    gradients, values = jax.jacrev(gaps, has_aux=True)(image)
+    rows = gradients.reshape(len(values), -1)
+    dual = jnp.sum(jnp.abs(rows), 1) if norm == "linf" else jnp.sqrt(jnp.sum(rows**2, 1))
+    nearest = jnp.argmin(jnp.abs(values) / (dual + 1e-12))
+    return values[nearest], gradients[nearest]
 
 
 def _towards(gap, gradient, clean: Array, image: Array, *, norm, bounds) -> Array:
@@ -217,8 +130,9 @@ def _towards(gap, gradient, clean: Array, image: Array, *, norm, bounds) -> Arra
 def _observe(state: State, example: Example, image: Array, logits: Array, norm: str) -> State:
     """Keeps a nearer misclassified point, and steps back from any."""
     is_wrong = misclassified(logits, example.label)
-    distance = lp_norm(image - example.image, norm)
-    # A success that `pool` took back, since another model has the last word, is none.
+    # Rounded up, so that no image counts as broken whose exact distance exceeds the radius.
+    distance = (1 + norm_rounding(image)) * lp_norm(image - example.image, norm)
+    # A success that `slots` took back, since another model has the last word, is none.
     is_taken_back = (state.distance <= example.epsilon) & ~state.broken
     known = jnp.where(is_taken_back, jnp.inf, state.distance)
     is_nearer = is_wrong & (distance < known)
@@ -232,4 +146,4 @@ def _observe(state: State, example: Example, image: Array, logits: Array, norm: 
     )
 
 
-MEMBERS = {"fab": make, "fab-t": make_targeted}
+MEMBERS = {"fab": make, "fab-t": functools.partial(make, targeted=True)}

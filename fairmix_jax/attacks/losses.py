@@ -1,11 +1,13 @@
-"""Objectives that attacks maximise: functions of one example's logits and its target."""
+"""Objectives that attacks maximise: functions of one example's logits and its target.
+
+Logits are `[K]` with `K >= 2`; labels and targets are classes, `[]` int, unless said otherwise.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 from fairmix_jax.types import Array
@@ -17,26 +19,37 @@ TargetedObjective = Callable[[Array, Array, Array], Array]
 def cross_entropy(logits: Array, target: Array) -> Array:
     """Returns `-sum_k target_k log softmax(logits)_k`, exact to the precision of a small loss.
 
-    Args:
-      logits: `[K]`.
-      target: `[]` int, a class, or `[K]` float, class probabilities.
+    The target is a class, or `[K]` float, class probabilities.
     """
     if target.ndim == 0:
         return -pick(jax.nn.log_softmax(logits), target)
-    return optax.softmax_cross_entropy(logits, target)
+    return -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
+
+
+def kl(logits: Array, target: Array) -> Array:
+    """Returns `KL(target || softmax(logits))`.
+
+    The target is `[K]` probabilities, for TRADES those of the clean image; zeros are allowed.
+
+    Reference: Zhang et al. 2019, arXiv 1901.08573.
+    """
+    log_predicted = jax.nn.log_softmax(logits)
+    log_target = jnp.where(target == 0, 0, jnp.log(target))
+    return jnp.sum(target * (log_target - log_predicted), axis=-1)
 
 
 def margin(logits: Array, target: Array) -> Array:
-    """Returns `max_{k != y} logits_k - logits_y`, positive exactly where misclassified.
-
-    Args:
-      logits: `[K]` with `K >= 2`.
-      target: `[]` int, the class `y`.
+    """Returns `max_{k != y} z_k - z_y`, positive exactly where misclassified.
 
     Reference: the f6 objective of Carlini and Wagner 2017, arXiv 1608.04644.
     """
     is_target = jnp.arange(logits.shape[0]) == target
     return jnp.max(jnp.where(is_target, -jnp.inf, logits)) - pick(logits, target)
+
+
+def targeted_margin(logits: Array, label: Array, target: Array) -> Array:
+    """Returns `z_t - z_y`, for a class `t` to move to."""
+    return pick(logits, target) - pick(logits, label)
 
 
 def dlr(logits: Array, target: Array) -> Array:
@@ -45,10 +58,6 @@ def dlr(logits: Array, target: Array) -> Array:
     `z_(i)` is the i-th largest logit. Shifting or scaling the logits does not change it
     (up to the 1e-12 added to the denominator), so it does not saturate. The gradient flows
     through the denominator too. With two classes it is undefined, and this is `margin`.
-
-    Args:
-      logits: `[K]` with `K >= 2`.
-      target: `[]` int, the class `y`.
 
     Reference: Croce and Hein 2020, arXiv 2003.01690, equation 6.
     """
@@ -63,10 +72,6 @@ def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
     """Returns `-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)`, for a class `t` to move to.
 
     As `dlr`; with fewer than four classes it is undefined, and this is `targeted_margin`.
-
-    Args:
-      logits: `[K]` with `K >= 2`.
-      label, target: `[]` int, the classes `y` and `t`.
 
     Reference: Croce and Hein 2020, arXiv 2003.01690, equation 7.
     """
@@ -94,42 +99,13 @@ def _largest(logits: Array, number: int) -> tuple[list[Array], list[Array]]:
     return values, classes
 
 
-def targeted_margin(logits: Array, label: Array, target: Array) -> Array:
-    """Returns `z_t - z_y`; arguments as in `targeted_dlr`."""
-    return pick(logits, target) - pick(logits, label)
-
-
-def kl(logits: Array, target: Array) -> Array:
-    """Returns `KL(target || softmax(logits))`.
-
-    Args:
-      logits: `[K]`.
-      target: `[K]` probabilities, for TRADES those of the clean image; zeros are allowed.
-
-    Reference: Zhang et al. 2019, arXiv 1901.08573.
-    """
-    return optax.losses.kl_divergence(jax.nn.log_softmax(logits), target)
-
-
 _BY_NAME: dict[str, Objective] = {"ce": cross_entropy, "margin": margin, "dlr": dlr, "kl": kl}
 _TARGETED: dict[str, TargetedObjective] = {"dlr": targeted_dlr, "margin": targeted_margin}
 
 
-def objective(loss: str | Objective) -> Objective:
-    """Returns the objective of that name, or `loss` itself if it is a function.
-
-    Raises:
-      ValueError: unknown name.
-    """
-    return _choose(loss, _BY_NAME)
-
-
-def targeted_objective(loss: str | TargetedObjective) -> TargetedObjective:
-    """As `objective`, for objectives `(logits, label, target)`."""
-    return _choose(loss, _TARGETED)
-
-
-def _choose(loss, by_name):
+def objective(loss: str | Callable[..., Array], *, targeted: bool = False) -> Callable[..., Array]:
+    """Returns the objective of that name (`ValueError` if unknown), or `loss` if a function."""
+    by_name = _TARGETED if targeted else _BY_NAME
     if not isinstance(loss, str):
         return loss
     if loss not in by_name:

@@ -1,8 +1,6 @@
 """Is the robustness real? Signs that gradients are masked, each with its reason."""
 
 import dataclasses
-from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,17 +9,21 @@ import numpy as np
 from jax.tree_util import Partial
 
 from fairmix_jax.attacks.apgd import make as make_apgd
-from fairmix_jax.attacks.apgd import random_start
-from fairmix_jax.attacks.ensemble import batches, ensemble, predict
+from fairmix_jax.attacks.ensemble import ensemble
 from fairmix_jax.attacks.losses import cross_entropy
-from fairmix_jax.attacks.projections import lp_norm
+from fairmix_jax.attacks.plan import batches, predict
+from fairmix_jax.attacks.projections import lp_norm, surface_start
 from fairmix_jax.attacks.report import AttackReport
-from fairmix_jax.attacks.stepwise import Randomized, network_of, partial_of
-from fairmix_jax.types import Array, Key, LogitsFn, ThreatModel
+from fairmix_jax.attacks.stepwise import Classifier, network_of, partial_of
+from fairmix_jax.runtime.inputs import as_single, check_batch
+from fairmix_jax.types import Array, Key, ThreatModel
 
-_SEVERITY = ("pass", "suspicious", "fail")
-_SIGNS = {  # limits of suspicious and fail, a number of images that is no sign, words
+_TOO_FEW = "too few to tell"
+SEVERITY = ("pass", _TOO_FEW, "suspicious", "fail")
+"""The verdicts, the most serious last."""
+_SIGNS = {  # limits of suspicious and fail, a number of images that says nothing, words
     "zero_gradient": ((0.01, 0.10), 2, "have no gradient to follow"),
+    "non_finite_gradient": ((0.0, 0.10), 0, "have a gradient that is not finite"),
     "square_gain": ((0.002, 0.05), 2, "are broken by Square alone"),
     "more_steps_gain": ((0.02, 0.10), 2, "break with twice the steps only"),
     "restarts_gain": ((0.05, 0.20), 2, "break at one of four more restarts only"),
@@ -30,21 +32,13 @@ _SIGNS = {  # limits of suspicious and fail, a number of images that is no sign,
 
 
 class Finding(NamedTuple):
-    """One sign.
+    """One sign."""
 
-    Attributes:
-      name: what was looked at.
-      verdict: `"pass"`, `"suspicious"` or `"fail"`.
-      value: of all images.
-      per_class: of each class; empty where it makes no sense.
-      reason: the verdict in words.
-    """
-
-    name: str
-    verdict: str
-    value: float
-    per_class: tuple[float, ...]
-    reason: str
+    name: str  # what was looked at
+    verdict: str  # one of `SEVERITY`
+    value: float  # of all images
+    per_class: tuple[float, ...]  # of each class; empty where it makes no sense
+    reason: str  # the verdict in words
 
 
 class Masking(NamedTuple):
@@ -55,27 +49,21 @@ class Masking(NamedTuple):
 
 
 def examine(
-    logits_fn: LogitsFn | Randomized,
-    images: Any,
-    labels: Any,
-    *,
-    threat: ThreatModel,
-    report: AttackReport | None = None,
-    num_steps: int = 50,
-    seed: int = 0,
-    batch_size: int = 256,
-    devices: Sequence[jax.Device] | None = None,
-) -> Masking:
+    logits_fn: Classifier, images: Any, labels: Any, *, threat: ThreatModel,
+    report: AttackReport | None = None, num_steps: int = 50, seed: int = 0, batch_size: int = 256,
+    **options: Any,
+) -> Masking:  # fmt: skip
     """Looks for signs that a model hides its gradients rather than being robust.
 
     A robust accuracy that rests on masked gradients is too high: the attacks were blind.
-    Shares are of all images; a share of no more than two images is no sign, except for
-    `large_radius_accuracy`.
+    Shares are of all images. One above a limit that is no more than two images, or of no more than
+    two, is too few to tell, except for `large_radius_accuracy`.
 
     * `zero_gradient`: correctly classified images whose cross-entropy gradient is rounding or
       not finite, at the image or at a random point of the ball: to first order the loss
       changes by less than 1e-5 in the ball, or by less than 1e-6 a unit of any logit
       (suspicious above 1 %, fail above 10 %).
+    * `non_finite_gradient`: those of them whose gradient is not finite (0, 10 %).
     * `randomness`: whether two forward passes differ by more than 1e-4 of the largest logit
       (suspicious: attack with the version `rand`).
     * `probabilities`: whether the outputs are probabilities instead of logits (suspicious).
@@ -85,48 +73,47 @@ def examine(
     * `large_radius_accuracy`: images that survive it when the ball is the whole box, where
       every classifier must fall (0, 5 %).
 
-    Args:
-      logits_fn, images, labels, threat, seed, batch_size, devices: as in `ensemble`.
-      report: of attacks on these images; `square_gain` needs one with Square last.
-      num_steps: of APGD-CE.
+    `square_gain` needs a `report` of attacks on these images with Square last; `num_steps` are
+    those of APGD-CE. All other arguments are those of `ensemble`.
 
     Reference: Carlini et al. 2019, arXiv 1902.06705, sections 4 and 5; Athalye et al. 2018,
     arXiv 1802.00420; the checks of Croce and Hein's code.
     """
-    images, labels = np.asarray(images), np.asarray(labels, np.int32)
+    images, labels = np.asarray(images), np.asarray(labels)
+    check_batch(images, labels, threat)
+    images, labels = np.asarray(as_single(images)), labels.astype(np.int32)
     apply, key = partial_of(logits_fn), jax.random.key(seed)
+    options |= dict(seed=seed, batch_size=batch_size)
 
-    def attack(radius: float, num_steps: int, num_restarts: int) -> AttackReport:
-        attacked = dataclasses.replace(threat, epsilon=radius)
-        apgd_ce = make_apgd(
-            norm=threat.norm, bounds=threat.bounds, num_steps=num_steps, num_restarts=num_restarts
-        )
-        return ensemble(
-            logits_fn, images, labels, threat=attacked, attacks={"apgd-ce": apgd_ce}, seed=seed,
-            batch_size=batch_size, devices=devices,
-        )  # fmt: skip
+    def apgd_ce(radius: Array | float, num_steps: int, num_restarts: int) -> AttackReport:
+        steps = dict(num_steps=num_steps, num_restarts=num_restarts)
+        attacks = {"apgd-ce": make_apgd(norm=threat.norm, bounds=threat.bounds, **steps)}
+        ball = dataclasses.replace(threat, epsilon=radius)
+        return ensemble(logits_fn, images, labels, threat=ball, attacks=attacks, **options)
 
-    once = attack(threat.epsilon, num_steps, 5)
+    once = apgd_ce(threat.epsilon, num_steps, 5)
+    twice = apgd_ce(threat.epsilon, 2 * num_steps, 1)
     is_first_run = once.gradient_passes[1] <= num_steps + 1
-    broken, at_restart = once.broken_by == 1, (once.broken_by == 1) & ~is_first_run
-    twice = attack(threat.epsilon, 2 * num_steps, 1)
+    no_gradient = [
+        _vanishes(apply, images[rows], labels[rows], rows, key, threat)
+        for rows in batches(len(images), batch_size)
+    ]
+    vanishes, is_lost = np.concatenate(no_gradient, axis=1)
     signs = {
-        "zero_gradient": _without_gradient(apply, images, labels, key, threat, batch_size)
-        & (once.broken_by != 0),
-        "more_steps_gain": (twice.broken_by == 1) & ~(broken & is_first_run),
-        "restarts_gain": at_restart,
+        "zero_gradient": vanishes[: len(images)] & (once.broken_by != 0),
+        "non_finite_gradient": is_lost[: len(images)] & (once.broken_by != 0),
+        "more_steps_gain": (twice.broken_by == 1) & ~((once.broken_by == 1) & is_first_run),
+        "restarts_gain": (once.broken_by == 1) & ~is_first_run,
     }
     if np.isfinite(threat.bounds).all():
         low, high = threat.bounds
         size = images[0].size if threat.norm == "l2" else 1
-        signs["large_radius_accuracy"] = attack((high - low) * size**0.5, num_steps, 5).robust
+        signs["large_radius_accuracy"] = apgd_ce((high - low) * size**0.5, num_steps, 5).robust
     if report is not None and report.attacks[-1] == "square" and len(report.attacks) > 2:
         signs["square_gain"] = report.broken_by == len(report.attacks) - 1
-    findings = [
-        *(_finding(name, chosen, labels, once.num_classes) for name, chosen in signs.items()),
-        *_outputs(apply, images[:batch_size], key),
-    ]
-    return Masking(max((f.verdict for f in findings), key=_SEVERITY.index), tuple(findings))
+    findings = [_finding(name, chosen, labels, once.num_classes) for name, chosen in signs.items()]
+    findings += _outputs(apply, images[:batch_size], key)
+    return Masking(max((f.verdict for f in findings), key=SEVERITY.index), tuple(findings))
 
 
 def _finding(name: str, chosen: np.ndarray, labels: np.ndarray, num_classes: int) -> Finding:
@@ -134,11 +121,10 @@ def _finding(name: str, chosen: np.ndarray, labels: np.ndarray, num_classes: int
     limits, few, what = _SIGNS[name]
     total = np.bincount(labels, minlength=num_classes)
     per_class = np.bincount(labels[chosen], minlength=num_classes) / np.maximum(total, 1)
-    share = float(chosen.mean())
-    count = int(chosen.sum())
-    verdict = _SEVERITY[sum(share > limit for limit in limits) if count > few else 0]
-    if 0 < count <= few:
-        bound = "too few to tell"
+    share, count = float(chosen.mean()), int(chosen.sum())
+    verdict = ("pass", "suspicious", "fail")[sum(share > limit for limit in limits)]
+    if (verdict != "pass" and count <= few) or len(chosen) <= few:
+        verdict = bound = _TOO_FEW
     elif verdict == "fail":
         bound = f"more than {limits[1]:.1%}"
     else:
@@ -148,42 +134,26 @@ def _finding(name: str, chosen: np.ndarray, labels: np.ndarray, num_classes: int
 
 
 def _outputs(apply: Partial, images: np.ndarray, key: Key) -> list[Finding]:
-    """What the outputs of a batch look like, and of the same batch again."""
-    index = np.arange(len(images))
+    """Looks at the outputs of a batch, and at those of the same batch again."""
+    index, other_key = np.arange(len(images)), jax.random.fold_in(key, 1)
     first, again, other = (
-        np.asarray(predict(apply, images, index, k)) for k in (key, key, jax.random.fold_in(key, 1))
+        np.asarray(predict(apply, images, index, k)) for k in (key, key, other_key)
     )
     scale = max(float(np.nanmax(np.abs(first))), 1e-12)
     change = max(float(np.nanmax(np.abs(first - x))) / scale for x in (again, other))
     is_random = change > 1e-4
-    sums = first.sum(axis=1)
-    is_probability = first.min() >= -1e-5 and np.abs(sums - 1).max() < 1e-5
+    remedy = "attack with the version 'rand'" if is_random else "the limit is 1e-4"
+    differ = f"two forward passes differ by {change:.1e} of the largest logit; {remedy}"
+    is_probability = first.min() >= -1e-5 and np.abs(first.sum(axis=1) - 1).max() < 1e-5
+    look = "look like probabilities; give logits" if is_probability else "are not probabilities"
+    look, value = f"the outputs {look}", float(is_probability)
     return [
-        Finding(
-            "randomness", _SEVERITY[int(is_random)], change, (),
-            f"two forward passes differ by {change:.1e} of the largest logit; "
-            + ("attack with the version 'rand'" if is_random else "the limit is 1e-4"),
-        ),
-        Finding(
-            "probabilities", _SEVERITY[int(is_probability)], float(is_probability), (),
-            "the outputs look like probabilities; give logits"
-            if is_probability else "the outputs are not probabilities",
-        ),
-    ]  # fmt: skip
+        Finding("randomness", "suspicious" if is_random else "pass", change, (), differ),
+        Finding("probabilities", "suspicious" if is_probability else "pass", value, (), look),
+    ]
 
 
-def _without_gradient(
-    apply: Partial, images: np.ndarray, labels: np.ndarray, key: Key, threat: ThreatModel,
-    batch_size: int,
-) -> np.ndarray:  # fmt: skip
-    """`[N]` bool, images whose gradient vanishes, there or at a random start."""
-    parts = []
-    for rows in batches(len(images), batch_size):
-        parts.append(_vanishes(apply, images[rows], labels[rows], rows, key, threat))
-    return np.concatenate(parts)[: len(images)]
-
-
-@partial(jax.jit, static_argnames="threat")
+@jax.jit
 def _vanishes(apply: Partial, images, labels, index, key: Key, threat: ThreatModel) -> Array:
     network = network_of(apply)
 
@@ -193,13 +163,13 @@ def _vanishes(apply: Partial, images, labels, index, key: Key, threat: ThreatMod
         (gradient,) = pull_back(slope)
         change = jnp.sum(jnp.abs(gradient)) if threat.norm == "linf" else lp_norm(gradient, "l2")
         is_useful = (threat.epsilon * change > 1e-5) & (jnp.max(jnp.abs(slope)) > 1e-6)
-        return ~(is_useful & jnp.isfinite(change))
+        return jnp.stack([~(is_useful & jnp.isfinite(change)), ~jnp.isfinite(change)])
 
     def one(image: Array, label: Array, index: Array) -> Array:
         start_key, *network_keys = jax.random.split(jax.random.fold_in(key, index), 3)
         radius = jnp.asarray(threat.epsilon, image.dtype)
-        start = random_start(start_key, image, radius, norm=threat.norm)
+        start = surface_start(start_key, image, radius, threat.norm)
         start = jnp.clip(start, *threat.bounds)
         return at(image, label, network_keys[0]) | at(start, label, network_keys[1])
 
-    return jax.vmap(one)(images, labels, index)
+    return jax.vmap(one, out_axes=1)(images, labels, index)

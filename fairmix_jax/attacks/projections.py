@@ -1,8 +1,12 @@
 """Steps, projections and random starts of one image in an L-inf or L2 ball."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from fairmix_jax.types import Array, Key
 
@@ -10,14 +14,25 @@ from fairmix_jax.types import Array, Key
 def steepest_direction(gradient: Array, norm: str) -> Array:
     """Returns the gradient as a direction of unit `norm`; zero where the gradient is zero.
 
-    Args:
-      gradient: any shape.
-      norm: `"linf"` gives `sign(gradient)`, `"l2"` and `"l1"` divide by that norm.
+    `"linf"` gives `sign(gradient)`; `"l2"` and `"l1"` divide by that norm. Coordinates that are not
+    finite count as zero, and finite ones have a direction however large they are.
     """
+    gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
     if norm == "linf":
         return jnp.sign(gradient)
+    largest = jnp.max(jnp.abs(gradient))
+    gradient = gradient / jnp.where(largest > 1e15, largest, 1.0)  # its squares would overflow
     length = jnp.linalg.norm(gradient.ravel(), ord=1 if norm == "l1" else 2)
     return gradient / jnp.where(length > 0, length, 1.0)
+
+
+def as_radius(epsilon: Array | np.ndarray | float, dtype: Any = np.float32) -> Any:
+    """Returns a radius as an array of the type, rounded down; one that is traced, as it is."""
+    if isinstance(epsilon, Tracer):
+        return jnp.asarray(epsilon, dtype)
+    nearest = np.asarray(epsilon, dtype)
+    is_above = nearest > np.asarray(epsilon, np.float64)
+    return np.where(is_above, np.nextafter(nearest, nearest.dtype.type(0)), nearest)
 
 
 def project(
@@ -28,18 +43,43 @@ def project(
     For `center` in `bounds` the result satisfies both: clipping to the box only brings it
     nearer to the center. In L-inf it is the nearest point of the intersection.
 
-    Args:
-      image, center: the same shape.
-      norm: `"linf"` or `"l2"`.
-      epsilon: `[]`, the radius.
-      bounds: `(low, high)`.
+    The difference to `center`, taken exactly, is never more than `epsilon`. In L2 points outside
+    come to `(1 - 1e-6) epsilon` less the rounding of the largest pixel.
     """
+    # Where the center is a constant of the program, XLA would otherwise take `(center + offset) -
+    # center` for the offset, and see no rounding.
+    center = lax.optimization_barrier(center)
     if norm == "linf":
-        return jnp.clip(jnp.clip(image, center - epsilon, center + epsilon), *bounds)
+        low, high = _added(center, -epsilon), _added(center, epsilon)
+        return jnp.clip(jnp.clip(image, low, high), *bounds)
     offset = image - center
     length = lp_norm(offset, norm)
-    factor = jnp.minimum(epsilon, length) / (length + 1e-12)
-    return jnp.clip(center + offset * factor, *bounds)
+    # Room for the rounding of norms, and for that of a sum of image and perturbation, which is most
+    # of a small radius: four standard deviations of what it changes in the norm.
+    limit = (1 - norm_rounding(image)) * epsilon
+    reach = limit - jnp.finfo(image.dtype).eps * jnp.max(jnp.abs(center))
+    offset = offset * (jnp.minimum(jnp.maximum(reach, 0.0), length) / (length + 1e-12))
+    moved = center + offset
+    is_inside = lp_norm(moved - center, norm) <= limit
+    return jnp.clip(jnp.where(is_inside, moved, _added(center, offset)), *bounds)
+
+
+def _added(center: Array, offset: Array) -> Array:
+    """`center + offset`, where that is rounded, towards `center`: it moves by `offset` at most."""
+    total = center + offset
+    moved = total - center
+    error = (center - (total - moved)) + (offset - moved)  # of the sum, exactly (Knuth's TwoSum)
+    is_beyond = jnp.where(offset < 0, error > 0, error < 0)
+    nearer = jnp.nextafter(*lax.stop_gradient((total, center)))  # it has no derivative
+    return jnp.where(is_beyond, nearer, total)
+
+
+def norm_rounding(image: Array) -> float:
+    """Returns more than a norm of images of this type errs by, relatively.
+
+    It is eight units of rounding, about 1e-6 in float32; norms of 150,000 pixels erred by two.
+    """
+    return 8 * float(jnp.finfo(image.dtype).eps)
 
 
 def lp_norm(offset: Array, norm: str) -> Array:
@@ -67,11 +107,7 @@ def to_hyperplane(
     increasing equation. Newton's method from 0 never passes its root and reaches the right
     piece in a few steps, so the solution is exact and needs no sorting.
 
-    Args:
-      point, weights: any equal shape; `point` inside `bounds`.
-      level: `[]`.
-      norm: whose displacement is shortest, `"linf"` or `"l2"`.
-      bounds: `(low, high)`, possibly infinite.
+    `point` is inside `bounds`, which may be infinite, and of any shape; so is `weights`.
 
     Reference: Croce and Hein 2020, arXiv 1907.02044, section 2.3 (which sorts).
     """
@@ -99,6 +135,21 @@ def to_hyperplane(
     time, *_ = lax.while_loop(lambda c: c[1] & (c[2] < point.size), newton, start)
     moved = jnp.where(size > 0, jnp.where(jnp.isinf(time), room, time * speed), 0.0)
     return direction * jnp.minimum(moved, room)
+
+
+def noise(key: Key, like: Array, norm: str) -> Array:
+    """Returns noise of the shape and type of an array, in a direction drawn evenly in `norm`.
+
+    Uniform on `[-1, 1)` for L-inf, standard normal for L2; to be scaled. Consumes the key.
+    """
+    if norm == "linf":
+        return jax.random.uniform(key, like.shape, like.dtype, minval=-1.0)
+    return jax.random.normal(key, like.shape, like.dtype)
+
+
+def surface_start(key: Key, image: Array, epsilon: Array, norm: str) -> Array:
+    """Returns the image plus `noise` scaled to norm `epsilon`, before the bounds."""
+    return image + epsilon * normalize(noise(key, image, norm), norm)
 
 
 def random_offset(key: Key, shape: tuple[int, ...], *, norm: str, epsilon: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What an ensemble of attacks found: one record per image, and its summary class by class."""
+"""The findings of an ensemble of attacks: one record per image, and a summary by class."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -6,54 +6,33 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fairmix_jax import cluster
-from fairmix_jax.types import ThreatModel
+from fairmix_jax.runtime import processes
 
 
 class AttackReport(NamedTuple):
     """The outcome of several attacks on `N` images; NumPy arrays.
 
     An image is attacked until one attack breaks it; those misclassified as they are count
-    as broken by `"clean"`, the first name in `attacks`.
-
-    Attributes:
-      robust: `[N]` bool, survived everything.
-      adversarial: `[N, H, W, C]`, a misclassified image in the ball, or the image itself
-        where robust or misclassified as it is.
-      broken_by: `[N]` int8, position in `attacks` of the one that broke it, -1 if robust.
-      attacks: names in the order they were run.
-      labels: `[N]` int32, the true classes.
-      predictions: `[N]` int32, the classes of the adversarial images.
-      non_finite: `[N]` bool, logits that are not finite, clean or adversarial; they count
-        as broken.
-      unconfirmed: broken images that a last forward pass of all adversarial images
-        classified correctly (rounding at the boundary); they stay broken.
-      forward_passes, gradient_passes: `[A, N]` int32, what each attack spent on each image.
-      seconds: `[A]`, wall time of each attack without compilation.
-      compile_seconds: of all attacks together.
-      curve: `[M, 3]` float, how the survivors became fewer: position of the attack, seconds
-        since it began, survivors.
-      num_classes: `K`.
-      threat: norm, radius, bounds.
-      notes: what a reader must know, e.g. a loss replaced for lack of classes.
+    as broken by `"clean"`, the first name in `attacks`. Images that a last forward pass of all
+    adversarial images classified correctly (rounding at the boundary) are `unconfirmed`; they
+    stay broken. Images whose logits, clean or adversarial, are not finite count as broken.
     """
 
-    robust: np.ndarray
-    adversarial: np.ndarray
-    broken_by: np.ndarray
-    attacks: tuple[str, ...]
-    labels: np.ndarray
-    predictions: np.ndarray
-    non_finite: np.ndarray
+    robust: np.ndarray  # [N] bool, survived everything
+    adversarial: np.ndarray  # [N, H, W, C], in the ball and misclassified if broken, else clean
+    broken_by: np.ndarray  # [N] int8, position in `attacks` of the one that broke it, -1 if robust
+    attacks: tuple[str, ...]  # names in the order they were run, `A` of them
+    labels: np.ndarray  # [N] int32, the true classes
+    predictions: np.ndarray  # [N] int32, the classes of the adversarial images
+    non_finite: np.ndarray  # [N] bool
     unconfirmed: int
-    forward_passes: np.ndarray
-    gradient_passes: np.ndarray
-    seconds: tuple[float, ...]
-    compile_seconds: float
-    curve: np.ndarray
+    forward_passes: np.ndarray  # [A, N] int32, what each attack spent on each image
+    gradient_passes: np.ndarray  # the same
+    seconds: tuple[float, ...]  # [A], wall time of each attack without compilation
+    compile_seconds: float  # of all attacks together
+    curve: np.ndarray  # [M, 3] float, as in `verdict_state.VerdictState`
     num_classes: int
-    threat: ThreatModel
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what a reader must know, e.g. a loss replaced for lack of classes
 
     @property
     def robust_accuracy(self) -> float:
@@ -67,18 +46,16 @@ def merged(reports: Sequence[AttackReport], num_images: int) -> AttackReport:
     Image `i` is in the report `i % P`, in order; of fewer images than processes, the rest is
     ignored. Times are those of the slowest; the curve has the survivors of all at any time.
     """
-
-    def whole(name: str, axis: int = 0) -> np.ndarray:
-        parts = [np.moveaxis(getattr(report, name), axis, 0) for report in reports]
-        parts = [part for part, _ in zip(parts, range(num_images), strict=False)]
-        return np.moveaxis(cluster.dealt(parts), 0, axis)
-
-    arrays = ("robust", "adversarial", "broken_by", "labels", "predictions", "non_finite")
-    facts: dict[str, Any] = {name: whole(name) for name in arrays}
-    facts |= {name: whole(name, axis=1) for name in ("forward_passes", "gradient_passes")}
     used = reports[:num_images]
+    names = ("robust", "adversarial", "broken_by", "labels", "predictions", "non_finite")
+    shares = [{name: getattr(report, name) for name in names} for report in used]
+    passes = [(report.forward_passes.T, report.gradient_passes.T) for report in used]
+    arrays: dict[str, Any] = processes.dealt(shares)
+    forward, gradient = processes.dealt(passes)
     return reports[0]._replace(
-        **facts,
+        **arrays,
+        forward_passes=forward.T,
+        gradient_passes=gradient.T,
         unconfirmed=sum(report.unconfirmed for report in used),
         seconds=tuple(np.max([report.seconds for report in reports], axis=0).tolist()),
         compile_seconds=max(report.compile_seconds for report in reports),
@@ -96,52 +73,36 @@ def _common_curve(curves: Sequence[np.ndarray]) -> np.ndarray:
     return np.column_stack([moments, totals])
 
 
-def class_counts(report: AttackReport) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `[K]` images and `[K]` robust images of each class."""
-    total = np.bincount(report.labels, minlength=report.num_classes)
-    return total, np.bincount(report.labels[report.robust], minlength=report.num_classes)
-
-
-def broken_counts(report: AttackReport) -> np.ndarray:
-    """Returns `[A, K]`: how many images of each class each attack was the first to break."""
-    counts = np.zeros((len(report.attacks), report.num_classes), int)
-    broken = report.broken_by >= 0
-    np.add.at(counts, (report.broken_by[broken], report.labels[broken]), 1)
-    return counts
-
-
-def confusion(report: AttackReport) -> np.ndarray:
-    """Returns `[K, K]`: row the true class, column the class on the adversarial image."""
-    counts = np.zeros((report.num_classes, report.num_classes), int)
-    np.add.at(counts, (report.labels, report.predictions), 1)
-    return counts
-
-
 def summary(report: AttackReport) -> dict[str, Any]:
-    """Returns the class-wise facts as plain data, for JSON."""
+    """Returns the class-wise facts as plain data, for JSON.
+
+    `broken_by` has how many images of each class an attack was the first to break; `confusion`
+    `[K, K]` a row for each true class and a column for each class on the adversarial image.
+    """
+    names, num_classes, broken = report.attacks, report.num_classes, report.broken_by >= 0
+
+    def table(rows: np.ndarray, columns: np.ndarray, num_rows: int) -> list[list[int]]:
+        counts = np.zeros((num_rows, num_classes), int)
+        np.add.at(counts, (rows, columns), 1)
+        return counts.tolist()
+
+    broken_by = table(report.broken_by[broken], report.labels[broken], len(names))
+
+    def by_attack(numbers: Any, digits: int) -> dict[str, float]:
+        return {n: round(float(x), digits) for n, x in zip(names, numbers, strict=True)}
+
     return {
-        "broken_by": {
-            name: row.tolist()
-            for name, row in zip(report.attacks, broken_counts(report), strict=True)
-        },
-        "confusion": confusion(report).tolist(),
-        "seconds_by_attack": {
-            name: round(seconds, 3)
-            for name, seconds in zip(report.attacks, report.seconds, strict=True)
-        },
+        "broken_by": dict(zip(names, broken_by, strict=True)),
+        "confusion": table(report.labels, report.predictions, num_classes),
+        "seconds_by_attack": by_attack(report.seconds, 3),
         "compile_seconds": round(report.compile_seconds, 3),
-        "forward_passes_per_image": _per_image(report, report.forward_passes),
-        "gradient_passes_per_image": _per_image(report, report.gradient_passes),
+        "forward_passes_per_image": by_attack(report.forward_passes.mean(axis=1), 2),
+        "gradient_passes_per_image": by_attack(report.gradient_passes.mean(axis=1), 2),
         "curve": [
-            [report.attacks[int(number)], round(seconds, 2), int(survivors)]
+            [names[int(number)], round(seconds, 2), int(survivors)]
             for number, seconds, survivors in report.curve.tolist()
         ],
         "non_finite": int(report.non_finite.sum()),
         "unconfirmed": report.unconfirmed,
         "notes": list(report.notes),
     }
-
-
-def _per_image(report: AttackReport, passes: np.ndarray) -> dict[str, float]:
-    means = passes.mean(axis=1)
-    return {n: round(float(m), 2) for n, m in zip(report.attacks, means, strict=True)}

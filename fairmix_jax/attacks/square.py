@@ -11,87 +11,48 @@ import numpy as np
 from jax import lax
 
 from fairmix_jax.attacks.losses import margin
-from fairmix_jax.attacks.pool import run as run_attack
+from fairmix_jax.attacks.one_batch import run_attack
 from fairmix_jax.attacks.projections import normalize, project
-from fairmix_jax.attacks.stepwise import (
-    Example,
-    Network,
-    Randomized,
-    Stepwise,
-    misclassified,
-)
-from fairmix_jax.types import Array, Key, LogitsFn, ThreatModel
+from fairmix_jax.attacks.stepwise import Classifier, Example, Network, Stepwise, misclassified
+from fairmix_jax.runtime.inputs import check_finite, check_whole
+from fairmix_jax.types import Array, Key, ThreatModel
 
 _STAGES = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 class State(NamedTuple):
-    """A run between two queries.
+    """A run between two queries."""
 
-    Attributes:
-      best: `[H, W, C]`, the best point so far.
-      loss: `[]`, its margin `z_y - max_{k != y} z_k`.
-      adversarial, broken: a misclassified point, if there is one.
-    """
-
-    best: Array
-    loss: Array
-    adversarial: Array
-    broken: Array
+    best: Array  # [H, W, C], the best point so far
+    loss: Array  # [], its margin `z_y - max_{k != y} z_k`
+    adversarial: Array  # [H, W, C], a misclassified point, if `broken`
+    broken: Array  # []
 
 
 class Draw(NamedTuple):
-    """The random numbers of one query.
+    """The random numbers of one query."""
 
-    Attributes:
-      corner, second_corner: `[2]` in `[0, 1)`, where the windows lie (L-inf has one).
-      signs: `[1, 1, C]`, -1 or 1.
-      turned: `[]` bool, whether the L2 window is transposed.
-    """
-
-    corner: Array
-    second_corner: Array
-    signs: Array
-    turned: Array
+    corner: Array  # [2] in [0, 1), where the window lies
+    second_corner: Array  # the same for the second window that L2 has
+    signs: Array  # [1, 1, C], -1 or 1
+    turned: Array  # [] bool, whether the L2 window is transposed
 
 
-def draw(key: Key, count: Array, num_channels: int) -> Draw:
+def draw(key: Key, _: Array, num_channels: int) -> Draw:
     """Returns the random numbers of one query; the key, which is its own, is consumed."""
-    del count
     uniform = jax.random.uniform(key, (5 + num_channels,))
     signs = jnp.where(uniform[None, None, 5:] < 0.5, -1.0, 1.0)
     return Draw(uniform[:2], uniform[2:4], signs, uniform[4] < 0.5)
 
 
 def square(
-    logits_fn: LogitsFn | Randomized,
-    key: Key,
-    images: Array,
-    labels: Array,
-    *,
-    threat: ThreatModel,
-    num_queries: int = 5000,
-    num_restarts: int = 1,
-    initial_share: float = 0.8,
-    index: Array | None = None,
-    early_exit: bool = True,
+    logits_fn: Classifier, key: Key, images: Array, labels: Array, *, threat: ThreatModel, **options
 ) -> Array:
     """Returns misclassified images in the ball where Square finds any, else the images.
 
-    Contract as in `apgd.apgd`; needs no gradient of `logits_fn`.
-
-    Args:
-      num_queries, num_restarts, initial_share: see `make`.
-      logits_fn, key, images, labels, threat, index, early_exit: as in `apgd.apgd`.
+    Arguments, guarantees and `options` are as in `apgd.apgd`. Needs no gradient of the network.
     """
-    attack = make(
-        norm=threat.norm, bounds=threat.bounds, num_queries=num_queries,
-        num_restarts=num_restarts, initial_share=initial_share,
-    )  # fmt: skip
-    return run_attack(
-        attack, logits_fn, key, images, labels, epsilon=threat.epsilon, index=index,
-        early_exit=early_exit,
-    )  # fmt: skip
+    return run_attack(make, logits_fn, key, images, labels, threat=threat, **options)
 
 
 @functools.cache
@@ -99,10 +60,10 @@ def make(
     *,
     norm: str,
     bounds: tuple[float, float],
-    num_queries: int = 5000,
-    num_restarts: int = 1,
-    initial_share: float = 0.8,
-    draws: Callable[[Key, Array, int], Draw] = draw,
+    num_queries: int = 5000,  # of a run, after the start
+    num_restarts: int = 1,  # runs from fresh starts until one succeeds
+    initial_share: float = 0.8,  # in (0, 1]
+    draws: Callable[[Key, Array, int], Draw] = draw,  # `(key, count, num_channels) -> Draw`
 ) -> Stepwise:
     """Returns the Square attack on the margin.
 
@@ -113,31 +74,29 @@ def make(
     be square; windows are, and at most as large as the shorter side. Each example draws its
     own windows; AutoAttack shares them in a batch.
 
-    Args:
-      norm, bounds: as in `ThreatModel`.
-      num_queries: of a run, after the start.
-      num_restarts: runs from fresh starts until one succeeds.
-      initial_share: in (0, 1].
-      draws: `(key, count, num_channels) -> Draw`, the source of randomness.
-
     Reference: Andriushchenko et al. 2020, arXiv 1912.00049, algorithms 1 to 3.
     """
-    if num_queries < 1:
-        raise ValueError(f"num_queries={num_queries}; give at least 1")
+    check_whole(1, num_queries=num_queries, num_restarts=num_restarts)
+    check_finite(1e-9, 1, initial_share=initial_share)
     propose = _propose_linf if norm == "linf" else _propose_l2
+
+    def inside(image: Array, example: Example) -> Array:
+        return project(image, example.image, norm=norm, epsilon=example.epsilon, bounds=bounds)
 
     def start(example: Example, run: Array) -> State:
         image = random_start(example.key, example.image, example.epsilon, norm=norm)
-        best = project(image, example.image, norm=norm, epsilon=example.epsilon, bounds=bounds)
+        best = inside(image, example)
         infinite = jnp.asarray(jnp.inf, best.dtype)
         return State(best, infinite, best, jnp.asarray(False))
 
     def step(network: Network, example: Example, run: Array, count: Array, state: State) -> State:
         query = jnp.maximum(count - 1, 0)
         drawn = draws(example.key, query, example.image.shape[-1])
-        schedule = stages(example.image.shape, num_queries, initial_share, norm)
-        moved = propose(drawn, schedule, jnp.asarray(schedule.index)[query], example, state.best)
-        image = jnp.where(count == 0, state.best, jnp.clip(moved, *bounds))
+        sides, stage_of = stages(example.image.shape, num_queries, initial_share, norm)
+        moved = inside(
+            propose(drawn, sides, jnp.asarray(stage_of)[query], example, state.best), example
+        )
+        image = jnp.where(count == 0, state.best, moved)
         logits = network(image, example.network_key)
         loss, is_wrong = -margin(logits, example.label), misclassified(logits, example.label)
         is_kept = is_wrong | (loss < state.loss) | (loss <= 0)
@@ -148,25 +107,17 @@ def make(
             broken=state.broken | is_wrong,
         )
 
-    return Stepwise(
-        lambda num_classes: num_restarts, num_queries + 1, start, step, lambda num_classes: (1, 0)
-    )
+    return Stepwise(lambda _: num_restarts, num_queries + 1, start, step, lambda _: (1, 0))
 
 
-class Stages(NamedTuple):
-    """Window sides by query.
+def stages(
+    shape: tuple[int, ...], num_queries: int, initial_share: float, norm: str
+) -> tuple[tuple[int, ...], np.ndarray]:
+    """Returns the schedule of a run on images `(H, W, C)`: falling window sides and their use.
 
-    Attributes:
-      sides: one for each stage of the schedule, falling.
-      index: `[num_queries]` int32, the stage of each query.
+    The sides are those of the stages, in L2 odd and at least 3; then `[num_queries]` int32,
+    the stage of each query.
     """
-
-    sides: tuple[int, ...]
-    index: np.ndarray
-
-
-def stages(shape: tuple[int, ...], num_queries: int, initial_share: float, norm: str) -> Stages:
-    """Returns the window sides of a run on images `(H, W, C)`; in L2 odd and at least 3."""
     height, width, _ = shape
     sides = []
     for stage in range(len(_STAGES) + 1):
@@ -176,7 +127,7 @@ def stages(shape: tuple[int, ...], num_queries: int, initial_share: float, norm:
             side += 1 - side % 2
         sides.append(min(side, height, width))
     index = np.searchsorted(_STAGES, np.arange(num_queries), side="left").astype(np.int32)
-    return Stages(tuple(sides), index)
+    return tuple(sides), index
 
 
 def random_start(key: Key, image: Array, epsilon: Array, *, norm: str) -> Array:
@@ -203,62 +154,51 @@ def random_start(key: Key, image: Array, epsilon: Array, *, norm: str) -> Array:
     return image + epsilon * normalize(canvas, norm)
 
 
-def _corner(uniform: Array, side: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """The window's first row and column; as in the reference never the last possible one."""
+def _window(uniform: Array, side: Array, shape: tuple[int, ...]) -> tuple[tuple, Array]:
+    """A window's first row and column, never the last possible, and its pixels `[H, W, 1]`."""
     row, column = (
         jnp.floor(u * (extent - side).astype(u.dtype)).astype(side.dtype)
         for u, extent in zip(uniform, shape[:2], strict=True)
     )
-    return row, column
-
-
-def _inside(corner: tuple[Array, Array], side: Array, shape: tuple[int, ...]) -> Array:
-    """`[H, W, 1]` bool, the pixels of a window."""
     rows, columns = jnp.arange(shape[0])[:, None, None], jnp.arange(shape[1])[None, :, None]
-    row, column = corner
-    return (rows >= row) & (rows < row + side) & (columns >= column) & (columns < column + side)
+    pixels = (rows >= row) & (rows < row + side) & (columns >= column) & (columns < column + side)
+    return (row, column), pixels
 
 
-def _propose_linf(drawn: Draw, stages: Stages, stage: Array, example: Example, best: Array):
+def _propose_linf(drawn: Draw, sides, stage: Array, example: Example, best: Array):
     """Moves one window by twice the radius, up or down in each channel."""
-    side = jnp.asarray(stages.sides)[stage]
-    window = _inside(_corner(drawn.corner, side, best.shape), side, best.shape)
-    moved = best + jnp.where(window, 2 * example.epsilon * drawn.signs.astype(best.dtype), 0.0)
-    return jnp.clip(moved, example.image - example.epsilon, example.image + example.epsilon)
+    side = jnp.asarray(sides)[stage]
+    _, window = _window(drawn.corner, side, best.shape)
+    return best + jnp.where(window, 2 * example.epsilon * drawn.signs.astype(best.dtype), 0.0)
 
 
-def _propose_l2(drawn: Draw, stages: Stages, stage: Array, example: Example, best: Array):
+def _propose_l2(drawn: Draw, sides, stage: Array, example: Example, best: Array):
     """Moves the perturbation's mass from two windows into the first, as a new bump."""
-    side = jnp.asarray(stages.sides)[stage]
+    side = jnp.asarray(sides)[stage]
     shape, delta = best.shape, best - example.image
-    corner = _corner(drawn.corner, side, shape)
-    first = _inside(corner, side, shape)
-    second = _inside(_corner(drawn.second_corner, side, shape), side, shape)
-
-    def channel_norm(x: Array) -> Array:
-        return jnp.sqrt(jnp.sum(x**2, axis=(0, 1), keepdims=True))
-
+    corner, first = _window(drawn.corner, side, shape)
+    _, second = _window(drawn.second_corner, side, shape)
+    channel_norm = functools.partial(jnp.linalg.norm, axis=(0, 1), keepdims=True)
     old = jnp.where(first, delta, 0.0)
     freed = channel_norm(jnp.where(first | second, delta, 0.0))
     spare = jnp.maximum(example.epsilon**2 - jnp.sum(delta**2), 0.0)
-    new = _placed_bump(stages.sides, stage, drawn.turned, corner, shape, best.dtype)
-    new = new * drawn.signs.astype(best.dtype) + old / (1e-12 + channel_norm(old))
+    bumps = jnp.asarray(_placeable_bumps(sides, shape), best.dtype)
+    bump = bumps[stage, drawn.turned.astype(jnp.int32)]
+    new = lax.dynamic_slice(bump, (shape[0] - corner[0], shape[1] - corner[1]), shape[:2])
+    new = new[..., None] * drawn.signs.astype(best.dtype) + old / (1e-12 + channel_norm(old))
     new = new / (1e-12 + channel_norm(new)) * jnp.sqrt(spare / shape[-1] + freed**2)
     delta = jnp.where(first, new, jnp.where(second, 0.0, delta))
     return example.image + example.epsilon * normalize(delta, "l2")
 
 
-def _placed_bump(sides, stage: Array, turned: Array, corner, shape, dtype) -> Array:
-    """`[H, W, 1]`, the bump of a stage's side at a corner, zero elsewhere."""
+def _placeable_bumps(sides, shape: tuple[int, ...]) -> np.ndarray:
+    """`[stages, 2, 2 H, 2 W]`, each stage's bump and its transpose at `(H, W)`, zero elsewhere."""
     height, width, _ = shape
     table = np.zeros((len(sides), 2, 2 * height, 2 * width))
     for number, side in enumerate(sides):
         bump = _bumps(side)
-        table[number, 0, height : height + side, width : width + side] = bump
-        table[number, 1, height : height + side, width : width + side] = bump.T
-    chosen = jnp.asarray(table, dtype)[stage, turned.astype(jnp.int32)]
-    row, column = corner
-    return lax.dynamic_slice(chosen, (height - row, width - column), (height, width))[..., None]
+        table[number, :, height : height + side, width : width + side] = bump, bump.T
+    return table
 
 
 @functools.cache

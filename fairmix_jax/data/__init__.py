@@ -1,19 +1,25 @@
-"""Data sets as arrays: decoded once, ordered by id, held in memory.
+"""Data sets as arrays: decoded once, in a fixed order, held in memory.
 
 A file with a function `make(*, ...) -> Dataset` is a data set found by its name; its
-keyword arguments are config fields. Any other name is looked up in TFDS.
+keyword arguments are config fields. Any other name is looked up in the data directory: first
+as `NAME.npz`, which `fairmix_jax.data.prepare` writes, then as a data set of TFDS.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fairmix_jax.errors import UsageError
+from fairmix_jax.runtime import registry
+from fairmix_jax.runtime.console import printable
+from fairmix_jax.runtime.errors import UsageError
 
 
 class Split(NamedTuple):
-    """Examples in a fixed order.
+    """Examples in a fixed order: NumPy arrays, or arrays on the device in `batches`.
 
     Attributes:
       images: `[N, H, W, C]` uint8, or float32 in the data set's bounds.
@@ -43,43 +49,80 @@ class Dataset(NamedTuple):
     bounds: tuple[float, float] = (0.0, 1.0)
 
 
-def load(config: Mapping[str, Any]) -> Dataset:
-    """Returns the data set that a config section names.
-
-    Args:
-      config: `name`, `dir` (where TFDS keeps its data; empty means `TFDS_DATA_DIR`, else
-        TFDS's own default), `num_train` (see `balanced_rows`; of the training set) and the
-        fields of the data set.
-
-    Raises:
-      UsageError: unknown name, missing directory, data not prepared, wrong kind of data.
-    """
-    from fairmix_jax import plugins
-    from fairmix_jax.data import _tfds
-
-    section = {k: v for k, v in config.items() if k not in COMMON_FIELDS}
-    if config["name"] not in plugins.names("data"):
-        return _tfds.load(config["name"], config["dir"], num_train=config["num_train"])
-    dataset = plugins.load("data", config["name"])(**plugins.arguments("data", section))
-    rows = balanced_rows(dataset.train.labels, config["num_train"])
-    return dataset._replace(train=dataset.train.take(rows))
-
-
 COMMON_FIELDS = ("dir", "val_fraction", "num_train", "crop_padding", "flip")
 """Fields of `config.data` that every data set has."""
 
 
+def load(config: Mapping[str, Any]) -> Dataset:
+    """Returns the data set that a config section names.
+
+    It has `name`, `dir` (see `directory`), `num_train` (see `balanced_rows`; of the training
+    set) and the fields of the data set. Raises a `UsageError` if the name is unknown, the
+    directory missing, or the data not prepared or of the wrong kind.
+    """
+    from fairmix_jax.data import _tfds
+
+    name, number = config["name"], config["num_train"]
+    if name in registry.names("data"):
+        section = {k: v for k, v in config.items() if k not in COMMON_FIELDS}
+        dataset = registry.load("data", name)(**registry.arguments("data", section))
+    else:
+        root = directory(config["dir"])
+        with refused(f"data.name={name!r} in {root} cannot be read", _tfds.REMEDY):
+            if not (file := root / f"{name}.npz").is_file():
+                return _tfds.load(name, root, num_train=number)
+            dataset = _from_file(file)
+    return dataset._replace(train=dataset.train.take(balanced_rows(dataset.train.labels, number)))
+
+
+@contextmanager
+def refused(what: str, remedy: str) -> Generator[None]:
+    """Makes one line of whatever is raised, a `UsageError`: data may be made to harm."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        said = repr(error) if isinstance(error, KeyError) else str(error) or repr(error)
+        line = f"{what} ({' '.join(said.split())[:300]}); {remedy}"
+        raise UsageError(printable(line)) from error
+
+
+def directory(given: str = "") -> Path:
+    """Returns the data directory: the one given, else `TFDS_DATA_DIR`, else TFDS's default."""
+    return Path(given or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def _from_file(path: Path) -> Dataset:
+    """The data set in a file of `prepare`; nothing in it is unpickled."""
+    what = f"{path} is damaged, or not by fairmix_jax.data.prepare"
+    with refused(what, "remove it and prepare it again"):
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            train = Split(arrays["train_images"], arrays["train_labels"])
+            test = Split(arrays["test_images"], arrays["test_labels"])
+            dataset = Dataset(train, test, tuple(arrays["class_names"].tolist()))
+        require_sound(dataset)
+        return dataset
+
+
+def require_sound(dataset: Dataset) -> None:
+    """Raises a `ValueError` unless both splits have images of pixels, and a label for each."""
+    names = dataset.class_names
+    for images, labels in dataset[:2]:
+        is_scaled = images.dtype == np.float32 and 0 <= images.min() <= images.max() <= 1
+        are_pixels = images.ndim == 4 and (images.dtype == np.uint8 or is_scaled)
+        is_like_train = images.shape[1:] == dataset.train.images.shape[1:]
+        if not (are_pixels and is_like_train and labels.shape == images.shape[:1]):
+            raise ValueError(f"images {images.dtype} {images.shape}, labels {labels.shape}")
+        if labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() < len(names):
+            raise ValueError("a label has no class name")
+
+
 def stratified_split(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns rows to train on and rows to validate on, disjoint and together all rows.
+    """Returns rows to train on and rows to validate on, disjoint and together all rows, sorted.
 
     Of every class `round(fraction * its size)` rows are drawn for validation, the same
-    ones in every run, whatever the seed.
-
-    Args:
-      labels: `[N]` int.
-      fraction: in `[0, 1)`.
-
-    Returns: two sorted int arrays.
+    ones in every run, whatever the seed; `fraction` is in `[0, 1)`.
     """
     rng = np.random.default_rng(0)
     held_out = []
@@ -93,8 +136,7 @@ def stratified_split(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, n
 def balanced_rows(labels: np.ndarray, number: int) -> np.ndarray:
     """Returns about `number` rows, the first `number / K` of each class; all rows if 0.
 
-    Raises:
-      UsageError: `number` is neither 0 nor at least the number of classes.
+    Raises a `UsageError` if another `number` is below that of the classes.
     """
     if number == 0 or number >= len(labels):
         return np.arange(len(labels))

@@ -1,183 +1,152 @@
 """The original CIFAR archives, read without running anything they contain."""
 
+import bz2
+import gzip
 import io
-import pickle
+import lzma
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fairmix_jax.errors import UsageError
-
-_PIXELS = 3 * 32 * 32
-Example = tuple[dict[str, int], np.ndarray]
+from fairmix_jax.data import _pickle, refused
+from fairmix_jax.runtime.errors import UsageError
 
 
 class _Layout(NamedTuple):
-    """Where a CIFAR set keeps things; the binary files have the suffix `.bin`.
-
-    Attributes:
-      files: names of the data files of each split, in order.
-      labels: feature -> its key in the python version; in the binary version the labels
-        are single bytes in this order.
-      python_names: the python version's file of class names, and the keys in it.
-      binary_names: feature -> the binary version's file of class names, one a line.
-    """
-
-    files: dict[str, tuple[str, ...]]
-    labels: dict[str, str]
-    python_names: tuple[str, dict[str, str]]
-    binary_names: dict[str, str]
+    files: dict[str, list[str]]  # each split's data files in order; the binary ones have `.bin`
+    kinds: dict[str, str]  # prefix of our arrays -> label kind; the order of the binary's bytes
+    sizes: list[int]  # the number of classes of each kind
+    names: str  # the file of class names in the python version
+    binary_names: list[str]  # those of the binary version, one for each kind
 
 
 _LAYOUTS = {
     "cifar10": _Layout(
-        files={
-            "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
-            "test": ("test_batch",),
-        },
-        labels={"label": "labels"},
-        python_names=("batches.meta", {"label": "label_names"}),
-        binary_names={"label": "batches.meta.txt"},
+        {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]},
+        {"": "label"}, [10], "batches.meta", ["batches.meta.txt"],
     ),
     "cifar100": _Layout(
-        files={"train": ("train",), "test": ("test",)},
-        labels={"coarse_label": "coarse_labels", "label": "fine_labels"},
-        python_names=("meta", {"coarse_label": "coarse_label_names", "label": "fine_label_names"}),
-        binary_names={"coarse_label": "coarse_label_names.txt", "label": "fine_label_names.txt"},
+        {"train": ["train"], "test": ["test"]}, {"coarse_": "coarse_label", "": "fine_label"},
+        [20, 100], "meta", ["coarse_label_names.txt", "fine_label_names.txt"],
     ),
-}
+}  # fmt: skip
+_OPENERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+_MOST_BYTES, _MOST_MEMBERS = 1 << 29, 10_000  # three times what is in CIFAR's archives; 8 files
 
 
-class Archive(NamedTuple):
-    """What an archive holds.
-
-    Attributes:
-      class_names: feature -> names.
-      splits: split -> examples `({feature: class}, image [32, 32, 3] uint8)`, in order.
-    """
-
-    class_names: dict[str, list[str]]
-    splits: dict[str, Iterator[Example]]
-
-
-def read(name: str, source: Path) -> Archive:
+def read(name: str, source: Path) -> dict[str, np.ndarray]:
     """Returns the content of CIFAR's original archive, python or binary version.
 
-    The pickles of the python version are read by an unpickler that builds NumPy arrays
-    and nothing else.
+    `source` is the archive, or a folder that holds what it unpacks to; missing or damaged files are
+    a `UsageError`, and so are copies that differ. Nothing that a pickle asks for is made.
 
-    Args:
-      name: `"cifar10"` or `"cifar100"`.
-      source: the archive, or the folder that it unpacks to.
-
-    Raises:
-      UsageError: files are missing or damaged.
+    Returns: `class_names` `[K]`, and of both splits `train_images` `[N, 32, 32, 3]` uint8 and
+      `train_labels` `[N]` int32, in the archive's order; of CIFAR-100 `coarse_class_names`,
+      `train_coarse_labels` and `test_coarse_labels`, too.
     """
-    layout, files = _LAYOUTS[name], _open(source)
-    first = layout.files["train"][0]
-    if first in files and layout.python_names[0] in files:
-        reader, suffix, class_names = _read_python, "", _python_names(layout, files)
-    elif f"{first}.bin" in files:
-        reader, suffix, class_names = _read_binary, ".bin", _binary_names(layout, files)
-    else:
+    layout = _LAYOUTS[name]
+    stems = [stem for split in layout.files.values() for stem in split]
+    python = [layout.names, *stems]
+    binary = [*(f"{stem}.bin" for stem in stems), *layout.binary_names]
+    files = _contents(source, {*python, *binary})
+    is_python = files.keys() >= set(python[:2])
+    if not is_python and binary[0] not in files:
         raise UsageError(
-            f"--source={str(source)!r} holds neither {first} and {layout.python_names[0]} nor "
-            f"{first}.bin, so it is no {name} archive"
+            f"--source={str(source)!r} holds neither {stems[0]} and {layout.names} nor "
+            f"{binary[0]}, so it is no {name} archive; give another"
         )
-    missing = [f for names in layout.files.values() for f in names if f + suffix not in files]
-    if missing:
+    if missing := [file for file in (python if is_python else binary) if file not in files]:
         raise UsageError(f"--source={str(source)!r} lacks {', '.join(missing)}; get a whole copy")
-
-    def examples(split: str) -> Iterator[Example]:
-        for file in layout.files[split]:
-            yield from reader(layout, file + suffix, files[file + suffix]())
-
-    return Archive(class_names, {split: examples(split) for split in layout.files})
-
-
-def _open(source: Path) -> Mapping[str, Callable[[], bytes]]:
-    """File name -> a function that reads it, from an archive or a folder."""
-    if source.is_dir():
-        return {path.name: path.read_bytes for path in source.rglob("*") if path.is_file()}
-    try:
-        archive = tarfile.open(source)
-        members = {Path(m.name).name: m for m in archive.getmembers() if m.isfile()}
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UsageError(f"--source={str(source)!r} is no readable archive: {error}") from error
-
-    def read(member: tarfile.TarInfo) -> bytes:
-        file = archive.extractfile(member)
-        return file.read() if file else b""
-
-    return {name: partial(read, member) for name, member in members.items()}
-
-
-_RECONSTRUCT = np.zeros(0).__reduce__()[0]
-_ARRAY_CONSTRUCTORS = {
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Knows the constructors of NumPy arrays and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ARRAY_CONSTRUCTORS[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} is not allowed") from None
-
-
-def _unpickle(name: str, content: bytes) -> dict[str, Any]:
-    try:
-        loaded = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-        return {k.decode() if isinstance(k, bytes) else k: v for k, v in loaded.items()}
-    except Exception as error:
-        raise UsageError(f"{name} is not a sound CIFAR pickle: {error}") from error
-
-
-def _read_python(layout: _Layout, name: str, content: bytes) -> Iterator[Example]:
-    batch = _unpickle(name, content)
-    images = np.asarray(batch["data"])
-    labels = {feature: batch[key] for feature, key in layout.labels.items()}
-    if images.dtype != np.uint8 or images.shape[1:] != (_PIXELS,):
-        raise UsageError(f"{name} has images {images.dtype} {images.shape}, not uint8 [N, 3072]")
-    for number, image in enumerate(images):
-        yield {feature: int(of[number]) for feature, of in labels.items()}, _channels_last(image)
-
-
-def _read_binary(layout: _Layout, name: str, content: bytes) -> Iterator[Example]:
-    size = len(layout.labels) + _PIXELS
-    if not content or len(content) % size:
-        raise UsageError(f"{name} has {len(content)} bytes, not a multiple of {size}: damaged")
-    for record in np.frombuffer(content, np.uint8).reshape(-1, size):
-        labels = {feature: int(record[number]) for number, feature in enumerate(layout.labels)}
-        yield labels, _channels_last(record[len(layout.labels) :])
-
-
-def _channels_last(pixels: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(pixels.reshape(3, 32, 32).transpose(1, 2, 0))
-
-
-def _python_names(layout: _Layout, files: Mapping[str, Callable[[], bytes]]):
-    file, keys = layout.python_names
-    meta = _unpickle(file, files[file]())
-    return {feature: [_text(n) for n in meta[key]] for feature, key in keys.items()}
-
-
-def _binary_names(layout: _Layout, files: Mapping[str, Callable[[], bytes]]):
-    return {
-        feature: files[file]().decode().split() for feature, file in layout.binary_names.items()
+    kinds, parts = layout.kinds.values(), {}
+    with refused(f"{layout.names} is damaged", "get another copy"):
+        found = _pickle.parsed(files[layout.names]) if is_python else {
+            f"{kind}_names": files[file].split()
+            for kind, file in zip(kinds, layout.binary_names, strict=True)
+        }  # fmt: skip
+        names = [_names(found[f"{k}_names"], n) for k, n in zip(kinds, layout.sizes, strict=True)]
+    for stem in stems:
+        with refused(f"{stem} is damaged", "get another copy"):
+            content = files[stem if is_python else f"{stem}.bin"]
+            found = _pickle.parsed(content) if is_python else _records(content, [*kinds])
+            parts[stem] = _batch(found, layout)
+    arrays = {
+        f"{p}class_names": np.array(some) for p, some in zip(layout.kinds, names, strict=True)
     }
+    for split, own in layout.files.items():
+        columns = zip(*(parts[stem] for stem in own), strict=True)
+        images, *labels = (np.concatenate(column) for column in columns)
+        images = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        arrays[f"{split}_images"] = np.ascontiguousarray(images)
+        for prefix, some in zip(layout.kinds, labels, strict=True):
+            arrays[f"{split}_{prefix}labels"] = some
+    return arrays
 
 
-def _text(name: str | bytes) -> str:
-    return name.decode() if isinstance(name, bytes) else name
+def _contents(source: Path, wanted: set[str]) -> dict[str, bytes]:
+    """Returns the content of the wanted files of an archive or a folder, by name."""
+    contents: dict[str, bytes] = {}
+    what = f"--source={str(source)!r} is no readable archive"
+    with refused(what, "get another copy, or unpack it and give the folder"):
+        for name, content in (_in_folder if source.is_dir() else _packed)(source, wanted):
+            if contents.setdefault(name, content) != content:
+                raise ValueError(f"it has two files {name} that differ")
+    return contents
+
+
+def _in_folder(source: Path, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
+    for path in (path for below in ("*", "*/*", "*/*/*") for path in source.glob(below)):
+        if path.name in wanted and path.is_file():
+            yield path.name, path.read_bytes()
+
+
+def _packed(source: Path, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
+    with source.open("rb") as file:
+        start = file.read(2)
+    with _OPENERS.get(start, open)(source, "rb") as file:
+        content = file.read(_MOST_BYTES + 1)  # to the end, where the checksum is
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"it unpacks to more than {_MOST_BYTES >> 20} MiB")
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r|") as archive:
+        for number, member in enumerate(archive):
+            if number >= _MOST_MEMBERS or member.size > _MOST_BYTES:
+                raise ValueError("it has more or larger files than CIFAR's archives")
+            name = Path(member.name).name
+            if member.isfile() and name in wanted and (packed := archive.extractfile(member)):
+                yield name, packed.read()
+
+
+def _records(content: bytes, kinds: list[str]) -> dict[str, Any]:
+    """A file of the binary version as the python version has it."""
+    size = len(kinds) + 3072
+    if not content or len(content) % size:
+        raise ValueError(f"it has {len(content)} bytes, not a multiple of {size}")
+    records = np.frombuffer(content, np.uint8).reshape(-1, size)
+    labels = zip(kinds, records.T, strict=False)
+    return {"data": records[:, len(kinds) :]} | {f"{kind}s": column for kind, column in labels}
+
+
+def _names(found: Any, number: int) -> list[str]:
+    names = [name.decode() if isinstance(name, bytes) else name for name in found]
+    if not "".join(names).isprintable() or not len({*names}) == len(names) == number:
+        raise ValueError(f"it has not the names of {number} different classes")
+    return names
+
+
+def _batch(found: dict[str, Any], layout: _Layout) -> list[np.ndarray]:
+    """The images of a file and, in order of their kinds, their labels."""
+    images = found["data"]
+    if not isinstance(images, np.ndarray) or images.dtype != "u1" or images.shape[1:] != (3072,):
+        raise ValueError("its images are not uint8 [N, 3072]")
+    batch = [images]
+    for kind, size in zip(layout.kinds.values(), layout.sizes, strict=True):
+        labels = [*found[f"{kind}s"]]
+        are_labels = all(isinstance(n, int | np.integer) and 0 <= n < size for n in labels)
+        if len(labels) != len(images) or not are_labels:
+            raise ValueError(
+                f"{len(labels)} labels for {len(images)} images, or not from 0 to {size - 1}"
+            )
+        batch.append(np.array(labels, np.int32))
+    return batch

@@ -1,90 +1,95 @@
 """Any TFDS image classification set, read without TensorFlow."""
 
 import io
-import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fairmix_jax.data import Dataset, Split, balanced_rows
-from fairmix_jax.errors import UsageError
+from fairmix_jax.data import Dataset, Split, balanced_rows, refused, require_sound
+from fairmix_jax.runtime.errors import UsageError
+
+REMEDY = "remove its folder and prepare it again, or choose another name"
 
 
-def load(name: str, directory: str, *, num_train: int = 0) -> Dataset:
-    """Returns the train and test splits of a prepared TFDS data set.
+def builder_of(name: str, root: Path) -> Any:
+    """Returns TFDS's builder of a data set in a folder, or `None` if it does not know the name.
 
-    Examples are ordered by their `id` feature where there is one, else as stored.
-
-    Args:
-      name: as in TFDS, e.g. `"fashion_mnist"` or `"cifar10:3.0.2"`.
-      directory: TFDS's data directory; empty means `TFDS_DATA_DIR`, else TFDS's default.
-      num_train: see `balanced_rows`; only these training images are decoded.
-
-    Raises:
-      UsageError: unknown name, missing directory, data not prepared there, or features that
-        are not one image of a fixed size and one label.
+    Raises a `UsageError` if what is there of the data set is damaged.
     """
     import tensorflow_datasets as tfds
 
-    root = Path(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    root = root.expanduser()
+    if not re.fullmatch(r"\w+(/[\w.-]+)?(:[\d.*]+)?", name, re.ASCII):
+        return None
+    with refused(f"TFDS cannot read {name!r} in {root}", REMEDY):
+        try:
+            return tfds.builder(name, data_dir=root, file_format="array_record")
+        except tfds.core.registered.DatasetNotFoundError:
+            return None
+
+
+def load(name: str, root: Path, *, num_train: int = 0) -> Dataset:
+    """Returns the train and test splits of a prepared TFDS data set, e.g. `"cifar10:3.0.2"`.
+
+    Examples are ordered by their `id` feature where there is one, else as stored. Only the
+    `balanced_rows` of the training images are decoded. Raises a `UsageError` if the name is
+    unknown, the directory missing, the data not prepared there or damaged, or its features are not
+    one image of a fixed size and one label.
+    """
     if not root.is_dir():
         raise UsageError(
             f"data.dir={str(root)!r} does not exist; set data.dir or TFDS_DATA_DIR to the folder "
-            f"of your TFDS data, or make one: python -m fairmix_jax.data.prepare {name}"
+            f"of your data, or make one: python -m fairmix_jax.data.prepare {name}"
         )
-    try:
-        builder = tfds.builder(name, data_dir=root, file_format="array_record")
-    except tfds.core.registered.DatasetNotFoundError:
+    builder = builder_of(name, root)
+    if builder is None:
         raise UsageError(
-            f"data.name={name!r} is unknown; choose digits, gaussian, a folder in {root}, or "
+            f"data.name={name!r} is unknown; choose digits, gaussian, a data set in {root}, or "
             "a TFDS image classification set, e.g. cifar10 or fashion_mnist"
-        ) from None
-    if not builder.info.splits:
+        )
+    features, splits = builder.info.features, builder.info.splits
+    if not splits:
         raise UsageError(
             f"data.name={name!r} is not prepared in {root}; "
             f"run python -m fairmix_jax.data.prepare {name} --data_dir={root}"
         )
-    features = builder.info.features
-    missing = [
-        f"{kind} {key!r}"
-        for kind, collection, keys in (
-            ("feature", features, ("image", "label")),
-            ("split", builder.info.splits, ("train", "test")),
-        )
-        for key in keys
-        if key not in collection
-    ]
+    missing = [f"feature {key!r}" for key in ("image", "label") if key not in features]
+    missing += [f"split {key!r}" for key in ("train", "test") if key not in splits]
     if missing:
         raise UsageError(
             f"data.name={name!r} has no {' and no '.join(missing)}; "
             "choose an image classification set with a train and a test split"
         )
-    return Dataset(
-        train=_read(tfds, builder, "train", num_train),
-        test=_read(tfds, builder, "test", 0),
-        class_names=tuple(features["label"].names),
-    )
+
+    train, test = _split(builder, "train", num_train), _split(builder, "test", 0)
+    dataset = Dataset(train, test, tuple(features["label"].names))
+    require_sound(dataset)
+    return dataset
 
 
-def _read(tfds, builder, split: str, number: int) -> Split:
+def _split(builder: Any, split: str, number: int) -> Split:
+    """The `balanced_rows` of a split; its files must hold as many images as the builder says."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.utils.lazy_imports_utils import array_record_data_source
+
     source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    paths = [str(path) for path in builder.info.splits[split].filepaths]
+    if len(stored := array_record_data_source.ArrayRecordDataSource(paths)) != len(source):
+        raise ValueError(f"{len(stored)} images of {split}, not {len(source)}, as it says")
     records = source.__getitems__(list(range(len(source))))
     if "id" in builder.info.features:
         records = sorted(records, key=lambda record: record["id"])
     labels = np.asarray([record["label"] for record in records], np.int32)
     rows = balanced_rows(labels, number)
+    encoded = [io.BytesIO(records[row]["image"]) for row in rows]
     with ThreadPoolExecutor() as pool:
-        images = list(pool.map(lambda row: _decode(records[row]["image"]), rows))
+        images = list(pool.map(lambda file: np.asarray(Image.open(file)), encoded))
     if len({image.shape for image in images}) != 1:
         raise UsageError(
             f"data.name={builder.name!r} has images of several sizes; prepare a copy with one size"
         )
-    return Split(np.stack(images), labels[rows])
-
-
-def _decode(encoded: bytes) -> np.ndarray:
-    image = np.asarray(Image.open(io.BytesIO(encoded)))
-    return image[..., None] if image.ndim == 2 else image
+    stacked = np.stack(images)
+    return Split(stacked[..., None] if stacked.ndim == 3 else stacked, labels[rows])

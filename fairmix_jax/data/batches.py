@@ -2,28 +2,16 @@
 
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fairmix_jax import sharding
 from fairmix_jax.data import Split
+from fairmix_jax.runtime import sharding
 from fairmix_jax.types import Array, Batch, Key
-
-
-class DeviceSplit(NamedTuple):
-    """A split on the device, in the data type it is stored in."""
-
-    images: Array
-    labels: Array
-
-
-def to_device(split: Split) -> DeviceSplit:
-    """Returns the split as device arrays."""
-    return DeviceSplit(jnp.asarray(split.images), jnp.asarray(split.labels))
 
 
 def as_float(images: np.ndarray) -> np.ndarray:
@@ -32,13 +20,10 @@ def as_float(images: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def take(split: DeviceSplit, rows: Array, size: Array) -> Batch:
-    """Returns the batch of examples at `rows` as float images.
+def take(split: Split, rows: Array, size: Array) -> Batch:
+    """Returns the batch of examples at `rows`, `[B]` int32, as float images.
 
-    Args:
-      split: the examples.
-      rows: `[B]` int32 positions.
-      size: `[]`, how many of the rows count; the rest is masked.
+    The first `size` of them count, the rest is masked.
     """
     return _batch(split.images[rows], split.labels[rows], rows, size)
 
@@ -57,18 +42,27 @@ class Feed(NamedTuple):
     memory, and a batch takes from each only the rows of its devices.
     """
 
-    split: Split | DeviceSplit
+    split: Split
     mesh: Mesh
 
     def take(self, rows: Array | np.ndarray, size: int) -> Batch:
         """Returns the batch of examples at `rows`, as `take` does, placed on the mesh."""
-        if isinstance(self.split, DeviceSplit):
+        if isinstance(self.split.images, jax.Array):
             return sharding.spread(take(self.split, rows, size), self.mesh)
         rows = np.asarray(rows, np.int32)
+        positions, (images, labels) = np.arange(len(rows)), self.split
+        parts = ((images, rows), (labels, rows), (rows, positions))
+        return _batch(*(self._placed(array, chosen) for array, chosen in parts), size)
+
+    def _placed(self, array: np.ndarray, rows: np.ndarray) -> Array:
+        """`array[rows]` on the mesh; only the rows of this process's devices are looked up."""
+        shape = (len(rows), *array.shape[1:])
         place = sharding.of_batch(self.mesh, len(rows))
-        mine = rows[sharding.positions_here(place, len(rows))]
-        images, labels = self.split.take(mine)
-        return _batch(*sharding.assembled(place, len(rows), (images, labels, mine)), size)
+
+        def rows_of_device(index: Any) -> np.ndarray:
+            return array[rows[index[0]]]
+
+        return jax.make_array_from_callback(shape, place, rows_of_device)
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Yields the whole split in order, the last batch padded and masked.
@@ -84,24 +78,13 @@ class Feed(NamedTuple):
 
 def feed(split: Split, mesh: Mesh) -> Feed:
     """Returns a split's batches for a mesh."""
-    if all(device.process_index == jax.process_index() for device in mesh.devices.flat):
-        return Feed(jax.device_put(to_device(split), sharding.replicated(mesh)), mesh)
+    if sharding.is_of_this_process(mesh):
+        split = jax.device_put(split, sharding.replicated(mesh))
     return Feed(split, mesh)
 
 
-@functools.partial(jax.jit, static_argnames="size")
-def epoch_order(key: Key, epoch: int, *, size: int) -> Array:
-    """Returns the order `[size]` in which an epoch visits a split: a function of (key, epoch)."""
-    return jax.random.permutation(jax.random.fold_in(key, epoch), size)
-
-
 class ClassRows(NamedTuple):
-    """A split's rows sorted by class.
-
-    Attributes:
-      rows: `[N]` int32.
-      counts: `[K]` int32, how many belong to each class.
-    """
+    """A split's rows sorted by class, `[N]` int32, and how many each class has, `[K]` int32."""
 
     rows: Array
     counts: Array
@@ -118,11 +101,7 @@ def by_class(labels: Array | np.ndarray, num_classes: int) -> ClassRows:
 def draw(key: Key, classes: ClassRows, frequencies: Array, *, size: int) -> Array:
     """Returns rows `[size]` drawn with replacement, each `frequencies[label]` times as often.
 
-    Args:
-      key: the key is consumed.
-      classes: see `by_class`.
-      frequencies: `[K]`, nonnegative and not all zero; ones are uniform draws.
-      size: static.
+    The frequencies `[K]` are nonnegative and not all zero; the key is consumed.
     """
     class_key, member_key = jax.random.split(key)
     ends = jnp.cumsum(classes.counts)
@@ -137,26 +116,18 @@ def draw(key: Key, classes: ClassRows, frequencies: Array, *, size: int) -> Arra
 def augment(key: Key, images: Array, *, crop_padding: int, flip: bool) -> Array:
     """Returns randomly shifted and mirrored images.
 
-    Each image is padded with zeros on all sides, cropped back at a random place, and
-    mirrored left to right with probability 1/2, independently of the others.
-
-    Args:
-      key: the key is consumed.
-      images: `[B, H, W, C]`.
-      crop_padding: static, in pixels; 0 for no shift.
-      flip: static, whether to mirror.
+    Each image `[H, W, C]` is padded with `crop_padding` zeros on all sides, cropped back at a
+    random place, and mirrored left to right with probability 1/2 if it may `flip`, independently
+    of the others. Padding and flip are static; the key is consumed.
     """
 
     def one(key: Key, image: Array) -> Array:
         crop_key, flip_key = jax.random.split(key)
         if crop_padding:
             padding = ((crop_padding, crop_padding), (crop_padding, crop_padding), (0, 0))
-            corner = jax.random.randint(crop_key, (2,), 0, 2 * crop_padding + 1)
-            image = jax.lax.dynamic_slice(
-                jnp.pad(image, padding),
-                (corner[0], corner[1], jnp.zeros_like(corner[0])),
-                image.shape,
-            )
+            y, x = jax.random.randint(crop_key, (2,), 0, 2 * crop_padding + 1)
+            corner = y, x, jnp.zeros_like(y)
+            image = jax.lax.dynamic_slice(jnp.pad(image, padding), corner, image.shape)
         if flip:
             image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
         return image

@@ -20,9 +20,8 @@ def make() -> Dataset:
     images, labels = datasets.load_digits(return_X_y=True)
     images = np.rint(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     labels = labels.astype(np.int32)
-    test = np.sort(
-        np.concatenate([np.flatnonzero(labels == c)[-_TEST_PER_CLASS:] for c in range(10)])
-    )
+    last = [np.flatnonzero(labels == label)[-_TEST_PER_CLASS:] for label in range(10)]
+    test = np.sort(np.concatenate(last))
     train = np.setdiff1d(np.arange(len(labels)), test)
     everything = Split(images, labels)
     return Dataset(everything.take(train), everything.take(test), tuple("0123456789"))

@@ -5,27 +5,21 @@ import math
 import numpy as np
 
 from fairmix_jax.data import Dataset, Split
+from fairmix_jax.types import Amount, Count, Natural, Positive
 
 
 def make(
-    *,
-    dimension: int = 10,
-    separation: float = 2.5,
-    ratio: float = 2.0,
-    examples_per_class: int = 5_000,
-    test_per_class: int = 20_000,
-    draw: int = 0,
-) -> Dataset:
+    *, dimension: Count = 10, separation: Amount = 2.5, ratio: Positive = 2.0,
+    examples_per_class: Count = 5_000, test_per_class: Count = 20_000, draw: Natural = 0,
+) -> Dataset:  # fmt: skip
     """Returns samples of `x | + ~ N(theta, ratio^2 I)` and `x | - ~ N(-theta, I)`.
 
     `theta = separation / sqrt(d) (1, ..., 1)`, so that `||theta|| = separation` in units of
     the narrow class's standard deviation. An image is `[1, 1, d]`; pixels are unbounded.
 
     Args:
-      dimension: `d`.
-      separation: `m = sqrt(d) eta / sigma`.
-      ratio: `K`, standard deviation of the wide class over that of the narrow one.
-      examples_per_class, test_per_class: sizes.
+      dimension, separation, ratio: `d`, `m = sqrt(d) eta / sigma` and `K`, the standard
+        deviation of the wide class over that of the narrow one.
       draw: number of the random draw of training and test set.
 
     Returns: labels 0 for the narrow class "-", 1 for the wide class "+".
@@ -41,9 +35,5 @@ def make(
         images = center[:, None] + scale[:, None] * rng.standard_normal((len(labels), dimension))
         return Split(images.astype(np.float32)[:, None, None], labels)
 
-    return Dataset(
-        split(examples_per_class),
-        split(test_per_class),
-        ("-", "+"),
-        bounds=(-math.inf, math.inf),
-    )
+    train, test = split(examples_per_class), split(test_per_class)
+    return Dataset(train, test, ("-", "+"), bounds=(-math.inf, math.inf))

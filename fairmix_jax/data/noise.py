@@ -3,11 +3,12 @@
 import numpy as np
 
 from fairmix_jax.data import Dataset, Split
+from fairmix_jax.types import Count
 
 
 def make(
-    *, height: int = 32, width: int = 32, channels: int = 3, num_classes: int = 10,
-    examples: int = 1_024,
+    *, height: Count = 32, width: Count = 32, channels: Count = 3, num_classes: Count = 10,
+    examples: Count = 1_024,
 ) -> Dataset:  # fmt: skip
     """Returns uniform uint8 images `[examples, height, width, channels]`, the test set alike.
 

@@ -1,11 +1,5 @@
-"""Networks, one file each.
+"""Networks, one file each, and the convolutions that make CPUs fast.
 
-A file exports `make(num_classes, *, ...) -> flax.linen.Module`; its keyword arguments are
-config fields. The module maps *normalised* images to logits and takes `train` and
-`hidden`, see `fairmix_jax.types.ApplyFn`. Outside this package nothing knows flax modules:
-`_adapter.py` turns them into pure functions.
+A network maps *normalised* images to logits; where it names no `hidden`, its hidden features are
+those images. Only this room knows flax: `described` turns modules into pure functions.
 """
-
-from fairmix_jax.models._adapter import build
-
-__all__ = ["build"]

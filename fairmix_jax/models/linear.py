@@ -3,7 +3,7 @@
 import jax
 from flax import linen as nn
 
-from fairmix_jax.models._layers import HiddenFn
+from fairmix_jax.models.layers import HiddenFn
 
 
 class Linear(nn.Module):
@@ -14,9 +14,8 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, hidden: HiddenFn) -> jax.Array:
         del train
-        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros)(
-            hidden(images.reshape(len(images), -1))
-        )
+        dense = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros)
+        return dense(hidden(images.reshape(len(images), -1)))
 
 
 def make(num_classes: int) -> nn.Module:

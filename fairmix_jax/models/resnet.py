@@ -1,11 +1,15 @@
 """Residual networks for small images."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fairmix_jax.models._layers import Conv, HiddenFn, normaliser
+from fairmix_jax.models.layers import Conv, HiddenFn, NormKind, normaliser
+from fairmix_jax.types import Count
 
+Depth = Literal[10, 18, 34]
 _BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
@@ -31,50 +35,56 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A 3x3 convolution, normalisation, ReLU, stages of blocks, global average, linear layer.
+    """A 3x3 convolution, stages of blocks, global average, linear layer.
 
-    Hidden features are those after the second stage.
-
-    Attributes:
-      features: channels of each stage, of the first convolution too; each stage after the
-        first halves the image.
-      blocks: blocks in each stage.
+    Each stage after the first halves the image. Normalisation and ReLU follow the first
+    convolution, or, of pre-activation blocks, which begin with their own, the last block. Hidden
+    features are those after the second stage.
     """
 
     num_classes: int
-    features: tuple[int, ...]
-    blocks: tuple[int, ...]
+    stem: int  # channels of the first convolution
+    features: tuple[int, ...]  # channels of each stage
+    blocks: tuple[int, ...]  # blocks in each stage
     norm: str
+    block: type[nn.Module] = BasicBlock  # or another module of its attributes
+    preactivated: bool = False  # whether blocks normalise and activate their input
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, hidden: HiddenFn) -> jax.Array:
-        x = nn.relu(normaliser(self.norm, train)()(Conv(self.features[0])(images)))
+        def activated(x: jax.Array) -> jax.Array:
+            return nn.relu(normaliser(self.norm, train)()(x))
+
+        x = Conv(self.stem)(images)
+        x = x if self.preactivated else activated(x)
         for stage, (features, blocks) in enumerate(zip(self.features, self.blocks, strict=True)):
-            for block in range(blocks):
-                stride = 2 if stage > 0 and block == 0 else 1
-                x = BasicBlock(features, stride, self.norm)(x, train=train)
+            for number in range(blocks):
+                stride = 2 if stage > 0 and number == 0 else 1
+                x = self.block(features, stride, self.norm)(x, train=train)
             x = hidden(x) if stage == 1 else x
+        x = activated(x) if self.preactivated else x
         return nn.Dense(self.num_classes)(jnp.mean(x, axis=(1, 2)))
 
 
-def make(num_classes: int, *, depth: int = 18, width: int = 64, norm: str = "batch") -> nn.Module:
+def four_stages(num_classes: int, depth: int, width: int, norm: str, **block) -> nn.Module:
+    """Returns a `ResNet` as in `make`, of any `block`."""
+    if depth not in _BLOCKS:
+        raise ValueError(f"model.depth={depth} is unknown; choose one of {list(_BLOCKS)}")
+    features = tuple(width * 2**i for i in range(4))
+    return ResNet(num_classes, width, features, _BLOCKS[depth], norm, **block)
+
+
+def make(
+    num_classes: int, *, depth: Depth = 18, width: Count = 64, norm: NormKind = "batch"
+) -> nn.Module:
     """Returns a ResNet of four stages with `width, 2, 4, 8 width` channels.
 
     `depth=18, width=64` is the paper's ResNet-18 for ImageNet with one 3x3 convolution of
     stride 1 in place of its first convolution and max-pooling, as the robust-training
     literature has it for 32x32 images (11.2 million parameters for ten classes).
 
-    Args:
-      num_classes: `K`.
-      depth: 10, 18 or 34.
-      width: channels of the first stage.
-      norm: `"batch"`, `"batch:N"`, `"group"` (`width` a multiple of 8) or `"none"`.
-
-    Raises:
-      ValueError: another depth.
+    `depth` is 10, 18 or 34, another is a `ValueError`; `norm` as in `layers.normaliser`.
 
     Reference: He et al. 2015, arXiv 1512.03385.
     """
-    if depth not in _BLOCKS:
-        raise ValueError(f"model.depth={depth} is unknown; choose one of {list(_BLOCKS)}")
-    return ResNet(num_classes, tuple(width * 2**i for i in range(4)), _BLOCKS[depth], norm)
+    return four_stages(num_classes, depth, width, norm)

@@ -3,7 +3,8 @@
 import jax
 from flax import linen as nn
 
-from fairmix_jax.models._layers import Conv, HiddenFn, normaliser
+from fairmix_jax.models.layers import Conv, HiddenFn, NormKind, normaliser
+from fairmix_jax.types import Count
 
 
 class SmallCNN(nn.Module):
@@ -26,12 +27,6 @@ class SmallCNN(nn.Module):
         return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
 
 
-def make(num_classes: int, *, width: int = 16, norm: str = "batch") -> nn.Module:
-    """Returns the network.
-
-    Args:
-      num_classes: `K`.
-      width: channels of the first convolution.
-      norm: `"batch"`, `"batch:N"`, `"group"` (`width` a multiple of 8) or `"none"`.
-    """
+def make(num_classes: int, *, width: Count = 16, norm: NormKind = "batch") -> nn.Module:
+    """Returns the network; `norm` as in `layers.normaliser`."""
     return SmallCNN(num_classes, width, norm)

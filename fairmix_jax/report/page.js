@@ -70,7 +70,13 @@
     const spec = structuredClone(panel().specs[name]);
     spec.data = { values: rows };
     const target = element("div");
-    place.replaceChildren(element("p", { className: "hint", textContent: subtitle(name, rows) }), target);
+    const about = subtitle(name, rows);
+    const hint = about ? `${spec.description} Shown: ${about}.` : spec.description;
+    place.replaceChildren(element("p", { className: "hint", textContent: hint }), target);
+    if (place.clientWidth < 600) {
+      spec.config.legend.columns = 2;
+      if (name === "tradeoff" && panel().methods.length > 1) spec.layer.pop(); // the legend names the marks
+    }
     const renderer = rows.length > 2000 ? "canvas" : "svg";
     const drawn = await vegaEmbed(target, spec, { actions: false, renderer, tooltip: true });
     if (target.isConnected) views[name] = drawn;
@@ -86,14 +92,14 @@
       if (panel().left_off) place.append(element("p", { textContent: `${panel().left_off} sets of images were left off to keep this file small.` }));
       return;
     }
-    const hint = `${subtitle("examples")}, seed ${found.seed}. Of each class the first test image, its perturbation (${found.factor} times, around grey), and both together.`;
+    const hint = `The first test image of each class, its perturbation (magnified ${found.factor} times, around grey), and the attacked image. Shown: ${subtitle("examples")}, seed ${found.seed}.`;
     const figures = found.images.map((i) => {
       const broken = i.class !== i.predicted;
       return element("figure", {},
         element("div", {}, image(i.clean, `${i.class}, test image ${i.row}`),
           image(i.change, "its perturbation, magnified"), image(i.adversarial, `attacked, taken for ${i.predicted}`)),
-        element("figcaption", {}, `${i.class} `, element("span", {
-          className: broken ? "broken" : "", textContent: broken ? `\u2192 ${i.predicted}` : "stays" })));
+        element("figcaption", {}, `${i.class}, `, element("span", {
+          className: broken ? "broken" : "", textContent: broken ? `now taken for ${i.predicted}` : `still taken for ${i.predicted}` })));
     });
     place.replaceChildren(element("p", { className: "hint", textContent: hint }),
       element("div", { className: "images" }, ...figures));
@@ -109,6 +115,7 @@
     }
     const first = document.querySelector(`.panel[data-set="${set.value}"] tbody`);
     for (const row of first.rows) shown += row.hidden ? 0 : 1;
+    document.querySelectorAll("[data-outcome]").forEach((said) => { said.hidden = said.dataset.outcome !== set.value; });
     pick("status").textContent = `${panel().title}: ${shown} rows in the leaderboard; charts show ${chartAttack()}.`;
   };
 
@@ -152,6 +159,7 @@
     table.tBodies[0].append(...rows.map(([, row]) => row));
   };
 
+  document.querySelector("#controls").open = matchMedia("(min-width: 40rem)").matches;
   fill(set, data.panels.map((p) => p.title), data.panels.map((_, i) => i));
   set.addEventListener("change", start);
   for (const control of [attack, method, methods]) control.addEventListener("change", update);

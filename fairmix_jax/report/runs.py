@@ -1,313 +1,171 @@
-"""Finished runs, and which of them may be compared."""
+"""Finished runs, and what lies in their workdirs."""
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fairmix_jax import grid, paired, verdicts
-from fairmix_jax.config import flatten
-from fairmix_jax.data import COMMON_FIELDS
-from fairmix_jax.errors import UsageError
-from fairmix_jax.suite import UNION
+from fairmix_jax.classwise import image_verdicts, metrics
+from fairmix_jax.classwise.attack_names import UNION
+from fairmix_jax.runtime import field_texts, json_files
+from fairmix_jax.runtime.console import console
+from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.runtime.json_files import PACK, flatten
 
-_NOT_A_METHOD = (
-    "seed", "num_devices", "sweep", "report", "data.dir", "data.draw", "checkpoint.", "evaluate.",
-    "benchmark.", "compile.", "study.",
-)  # fmt: skip
-_EVALUATED_WITH = ("step_size", "num_restarts", "search_dtype")
+Arms = Mapping[str, Mapping[str, Any]]
+"""Methods by their names in a study, each with the config fields that make it."""
 
 
 class Run(NamedTuple):
-    """A finished run.
+    """A finished run."""
 
-    Attributes:
-      path: its workdir.
-      config: flat, `{"attack.epsilon": ...}`.
-      evaluation: content of `evaluation.json`.
-      provenance: content of `run.json`.
-    """
-
-    path: Path
-    config: Mapping[str, Any]
-    evaluation: Mapping[str, Any]
-    provenance: Mapping[str, Any]
-
-
-class Group(NamedTuple):
-    """Runs of one method: they differ in nothing but the seed.
-
-    Attributes:
-      label: what tells the method apart from the others in its set.
-      runs: at least one, each of another seed.
-    """
-
-    label: str
-    runs: list[Run]
-
-    def under(self, attack: str) -> "Group":
-        """The runs that were evaluated under an attack, possibly none."""
-        return Group(self.label, [r for r in self.runs if attack in r.evaluation["attacks"]])
-
-    def of_seeds(self, seeds: Sequence[int]) -> "Group":
-        """The runs of these seeds, in their order."""
-        return Group(self.label, [self.runs[self.seeds.index(seed)] for seed in seeds])
-
-    def results(self, attack: str) -> list[Mapping[str, Any]]:
-        """The results under an attack of the runs that have it."""
-        return [run.evaluation["attacks"][attack] for run in self.under(attack).runs]
-
-    def class_accuracies(self, attack: str) -> np.ndarray:
-        """`[runs, K]` of those runs; NaN for classes without images."""
-        results = self.results(attack)
-        total, correct = (
-            np.array([result[f"class_{name}"] for result in results])
-            for name in ("total", "correct")
-        )
-        return np.where(total > 0, correct / np.maximum(total, 1), np.nan)
-
-    def verdicts(self, attack: str) -> paired.ClassVerdicts | None:
-        """For each class `[runs, n]` bool; `None` where they are not stored of the same images."""
-        results = self.results(attack)
-        images = {run.evaluation.get("images_sha256") for run in self.under(attack).runs}
-        if len(images) != 1 or not all("verdicts" in result for result in results):
-            return None
-        unpacked = [verdicts.unpack(r["verdicts"], r["class_total"]) for r in results]
-        return [np.stack(rows) for rows in zip(*unpacked, strict=True)]
+    path: Path  # its workdir
+    config: Mapping[str, Any]  # flat, `{"attack.epsilon": ...}`
+    evaluation: Mapping[str, Any]  # content of `evaluation.json`
+    provenance: Mapping[str, Any]  # content of `run.json`
+    metrics: Sequence[Mapping[str, Any]] = ()  # lines of `metrics.jsonl`
 
     @property
-    def seeds(self) -> list[int]:
-        """Of the runs, in their order."""
-        return [run.config["seed"] for run in self.runs]
-
-
-class Comparable(NamedTuple):
-    """Methods whose numbers may stand in one table: same data, images, classes and threat.
-
-    Attributes:
-      title: which they are, in words.
-      classes: `K` names.
-      groups: the methods; the first is the baseline.
-    """
-
-    title: str
-    classes: list[str]
-    groups: list[Group]
+    def foreign_name(self) -> str:
+        """The name of a model that was not trained here; empty for one that was."""
+        return self.evaluation.get("method", "")
 
     @property
-    def attacks(self) -> list[str]:
-        """All attacks of any run, the union last."""
-        every = (run.evaluation["attacks"] for group in self.groups for run in group.runs)
-        names = dict.fromkeys(name for attacks in every for name in attacks)
-        return sorted(names, key=lambda name: name == UNION)
-
-    @property
-    def main_attack(self) -> str:
-        """What charts show first: what most methods have, of all images, ensembles first."""
-
-        def rank(name: str) -> tuple[bool, int, int, bool, int]:
-            results = [result for group in self.groups for result in group.results(name)]
-            images = sum(results[0]["class_total"])
-            is_ensemble = any("detail" in result for result in results)
-            kind, _, _ = name.partition("@")
-            steps = int("".join(filter(str.isdigit, kind)) or 0)
-            return kind != "clean", len(results), images, is_ensemble, steps
-
-        return max((name for name in self.attacks if name != UNION), key=rank)
+    def validations(self) -> list[Mapping[str, Any]]:
+        """The metrics of the epochs that ended in a validation."""
+        fields = {"epoch", "val_robust/average", "val_robust/worst_class"}
+        return [line for line in self.metrics if fields <= line.keys()]
 
 
 def find(path: Path) -> list[Run]:
     """Returns the evaluated runs in a folder or anywhere below it, those of grids in their order.
 
+    Links are followed. The path of a packed run is its name in the pack, below the folder of the
+    study.
+
     Raises:
-      UsageError: there is none.
+      UsageError: there is none, or a file of one is damaged.
     """
-    found = list(path.rglob("evaluation.json"))
+    order: dict[Path, int] = {}
+    found: dict[Path, Run] = {}
+    for folder, names in _folders(path):
+        if PACK in names:
+            for number, line in enumerate(json_files.read_lines(folder / PACK), start=-1):
+                if "evaluation" in line:
+                    name = folder / line["name"]
+                    if name in found:
+                        raise UsageError(f"{folder / PACK} has {line['name']!r} twice")
+                    found[name], order[name] = _run(name, line, folder / PACK), number
+            continue
+        held = content(folder) if names & {"sweep.json", "evaluation.json"} else {}
+        members = held.get("sweep", {}).get("members", ())
+        order |= {folder / name: number for number, name in enumerate(members)}
+        if "evaluation" in held:
+            found[folder] = _run(folder, held)
     if not found:
         raise UsageError(f"there is no evaluated run in {str(path)!r}; train one there first")
-    order = {
-        file.parent / name: number
-        for file in path.rglob("sweep.json")
-        for number, name in enumerate(_read(file)["members"])
-    }
-    found.sort(key=lambda file: (order.get(file.parent, -1), str(file)))
-    return [
-        Run(
-            file.parent,
-            dict(flatten(_read(file.with_name("config.json")))),
-            _read(file),
-            _read(file.with_name("run.json")),
-        )
-        for file in found
-    ]
+    return [found[f] for f in sorted(found, key=lambda f: (order.get(f, -1), str(f)))]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+def _folders(path: Path) -> Iterator[tuple[Path, set[str]]]:
+    """Yields each folder from a path down once, whatever links lead there, and the names in it."""
+
+    def refused(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            raise error
+
+    seen = set()
+    for folder, below, names in os.walk(path, followlinks=True, onerror=refused):
+        place = os.path.realpath(folder)
+        below[:] = [] if place in seen else sorted(below)
+        if place not in seen:
+            yield Path(folder), set(names)
+        seen.add(place)
+
+
+def _run(folder: Path, held: Mapping[str, Any], pack: Path | None = None) -> Run:
+    """A run of what its files hold, or its line of a pack, once the report can believe them."""
+    wrong = "" if "config" in held else "it has no config.json beside it"
+    if not _agrees(held["evaluation"]["attacks"]):
+        wrong = "it has no attack, or numbers in it contradict each other"
+    if wrong:
+        where = f"{pack}: evaluation of {held['name']}" if pack else f"{folder}/evaluation.json"
+        raise json_files.damaged(PACK if pack else "evaluation.json", where, wrong)
+    config, provenance = (json_files.plain(held.get(part, {})) for part in ("config", "run"))
+    lines = [{k: np.nan if v is None else v for k, v in m.items()} for m in held.get("metrics", ())]
+    if "state_sha256" in provenance and not lines and not pack:
+        told = "lacks the lines of a trained run; the report does without the course of training"
+        console.print(f"{folder}/metrics.jsonl {told}", soft_wrap=True)
+    return Run(folder, dict(flatten(config)), held["evaluation"], provenance, lines)
+
+
+def _agrees(attacks: Mapping[str, Any]) -> bool:
+    """Whether there are attacks, and their counts, averages and verdicts agree.
+
+    Files of earlier versions have no checksum that would show it.
+    """
+    for result in attacks.values():
+        total, correct = result["class_total"], result["class_correct"]
+        try:
+            average = metrics.summarize(total, correct)["average"]
+            right = image_verdicts.unpack(result["verdicts"], total) if "verdicts" in result else ()
+        except ValueError:
+            return False
+        is_average = abs(result.get("average", average) - average) < 1e-6
+        if not is_average or (right and [int(v.sum()) for v in right] != correct):
+            return False
+    return bool(attacks.keys() - {UNION})
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """Returns the plain data in the folder of a run or a study: `{"config": ..., "run": ...}`.
+
+    Keys are the names of `json_files.FILES` without their endings; what is not there is left out.
+    All has its checksum, if there is one. For a packed study it is the first line of the pack.
+
+    Raises:
+      UsageError: a file is damaged.
+    """
+    if (folder / PACK).is_file():
+        return json_files.read_lines(folder / PACK)[0]
+    found = {}
+    for kind in json_files.FILES:
+        path = folder / kind
+        if path.is_file():
+            lines = path.suffix == ".jsonl"
+            found[path.stem] = (
+                json_files.read_lines(path) if lines
+                else json_files.parsed(path.read_bytes(), kind, str(path))
+            )  # fmt: skip
+    return found
 
 
 def unfinished(paths: Sequence[Path]) -> dict[str, str]:
     """Returns the members of grids in these folders that are not done: how they stand, and why."""
     found = {}
-    for path in dict.fromkeys(paths):
-        for name, state in _read(path / "sweep.json").get("members", {}).items():
+    for path in {path.resolve(): path for path in paths}.values():
+        if (path / PACK).is_file():
+            lines = json_files.read_lines(path / PACK)
+            done = {line["folder"] for line in lines if "evaluation" in line}
+        else:
+            done = {file.parent.name for file in path.glob("*/evaluation.json")}
+        for name, state in content(path).get("sweep", {}).get("members", {}).items():
             if state["status"] != "done":
                 found[str(path / name)] = f"{state['status']}: {state.get('error', 'not done')}"
+            elif name not in done:
+                found[str(path / name)] = "done, but its evaluation is missing"
     return found
 
 
-def study_of(directory: Path) -> dict[str, Any]:
-    """Returns `config.study` of the study that has this folder, empty if there is none."""
-    return _read(directory / "config.json").get("study", {})
+def arm_fields(arms: Mapping[str, str]) -> Arms:
+    """Returns the values that `config.study.arms` gives fields, as `config.json` has them."""
+    return {name: json.loads(json.dumps(field_texts.single(text))) for name, text in arms.items()}
 
 
-def comparable(
-    runs: Sequence[Run], arms: Mapping[str, str] = MappingProxyType({})
-) -> list[Comparable]:
-    """Returns the runs in sets that may be compared, each grouped by method.
-
-    Runs of different data, classes, norm, radius or test images are never in one set: their
-    numbers mean different things. (Where the data are drawn at random, `data.draw`, their
-    images may differ.)
-
-    Args:
-      runs: in the order of their methods, the baseline first.
-      arms: names of methods, each with the fields that make it, as in `config.study.arms`; a
-        run has the name of the one that says most about it, and runs of none are left out.
-
-    Raises:
-      UsageError: a method has two runs of one seed, no run is of an arm, or runs differ in a
-        field that no arm sets.
-    """
-    changes = {name: json.loads(json.dumps(grid.single(text))) for name, text in arms.items()}
-    if changes:
-        runs = [run for run in runs if _name(run) or _arm(run, changes)]
-        _require_arms(runs, changes)
-    sets: dict[str, list[Run]] = {}
-    for run in runs:
-        sets.setdefault(json.dumps(_identity(run)), []).append(run)
-    titles = _titles([members[0].evaluation for members in sets.values()])
-    return [
-        Comparable(title, members[0].evaluation["classes"], _grouped(members, changes))
-        for title, members in zip(titles, sets.values(), strict=True)
-    ]
-
-
-def _identity(run: Run) -> list[Any]:
-    evaluation, config = run.evaluation, run.config
-    shared = ("data.name", "data.draw", *(f"data.{field}" for field in COMMON_FIELDS))
-    arguments = {k: v for k, v in config.items() if k.startswith("data.") and k not in shared}
-    totals = _class_total(evaluation)
-    images = None if "data.draw" in config else evaluation.get("images_sha256")
-    return [
-        evaluation["dataset"], evaluation["classes"], evaluation["threat"], totals, images,
-        sorted(arguments.items()),
-    ]  # fmt: skip
-
-
-def _class_total(evaluation: Mapping[str, Any]) -> list[int]:
-    """Images of each class; some attacks may have seen a subset only."""
-    totals = (result["class_total"] for result in evaluation["attacks"].values())
-    return max(totals, key=sum, default=[])
-
-
-def _titles(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What tells sets apart: data, threat and images, numbered where that is not enough."""
-    titles = []
-    for evaluation in evaluations:
-        threat, total = evaluation["threat"], sum(_class_total(evaluation))
-        titles.append(
-            f"{evaluation['dataset']}, {threat['norm']} radius {threat['epsilon']:.4g}, "
-            f"{total:,} test images"
-        )
-    return [
-        title if titles.count(title) == 1 else f"{title} ({titles[: number + 1].count(title)})"
-        for number, title in enumerate(titles)
-    ]
-
-
-def _grouped(runs: Sequence[Run], arms: Mapping[str, Mapping[str, Any]]) -> list[Group]:
-    """Groups runs by everything but the seed, labelled by arm, or what tells the groups apart."""
-    methods = [_method(run) for run in runs]
-    own = [method for run, method in zip(runs, methods, strict=True) if not _name(run)]
-    groups: dict[str, list[Run]] = {}
-    for run, method in zip(runs, methods, strict=True):
-        named = f"{_name(run)} (foreign)" if _name(run) else _arm(run, arms)
-        label = named or _label(method, own)
-        groups.setdefault(label or run.config["base.name"], []).append(run)
-    for label, members in groups.items():
-        seen: dict[Any, Run] = {}
-        for run in members:
-            other = seen.setdefault((run.config["seed"], run.config.get("data.draw")), run)
-            if other is not run:
-                raise UsageError(
-                    f"{other.path} and {run.path} are both seed={run.config['seed']} of {label}; "
-                    "report one of them"
-                )
-    return [Group(label, members) for label, members in groups.items()]
-
-
-def _method(run: Run) -> dict[str, Any]:
-    """What makes a run's numbers those of a method: its config, and how it was evaluated."""
-    settings = run.evaluation.get("settings", {})
-    return (
-        {k: v for k, v in run.config.items() if not k.startswith(_NOT_A_METHOD)}
-        | {f"evaluate.{k}": settings[k] for k in _EVALUATED_WITH if k in settings}
-        | {"weights": run.evaluation["weights"]}
-    )
-
-
-def _label(method: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
-    """The fields in which a method differs from others.
-
-    The arguments of a member, such as `base.beta`, count only among methods with that
-    member.
-    """
-
-    def differs(field: str) -> bool:
-        name = f"{field.rpartition('.')[0]}.name"
-        rivals = [o for o in others if field == name or o.get(name) == method.get(name)]
-        return any(o.get(field) != method.get(field) for o in rivals)
-
-    chosen = sorted(filter(differs, method), key=lambda f: (not f.endswith(".name"), f))
-    return ", ".join(f"{f.removesuffix('.name')}={method[f]}" for f in chosen)
-
-
-def _arm(run: Run, arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """Of the arms whose fields are all the run's, that with the most; empty if there is none."""
-    own = [
-        name
-        for name, changes in arms.items()
-        if all(run.config.get(field) == value for field, value in changes.items())
-    ]
+def arm(config: Mapping[str, Any], arms: Arms) -> str:
+    """Returns of the arms whose fields are all in a flat config the one with the most, if any."""
+    own = [name for name in arms if all(config.get(f) == v for f, v in arms[name].items())]
     return max(own, key=lambda name: len(arms[name]), default="")
-
-
-def _require_arms(runs: Sequence[Run], arms: Mapping[str, Mapping[str, Any]]) -> None:
-    """The arms are what the runs differ in, and nothing else.
-
-    Arguments of a member, such as `base.beta`, need only agree among runs with that member.
-    """
-    if not runs:
-        raise UsageError(f"no run is one of study.arms: {', '.join(arms)}; report others without")
-    chosen = {field for changes in arms.values() for field in changes}
-    known: dict[tuple[str, Any], tuple[Any, Run]] = {}
-    for run in runs:
-        method = {} if _name(run) else _method(run)
-        for field, value in method.items():
-            axis, _, argument = field.rpartition(".")
-            member = method.get(f"{axis}.name") if argument != "name" else None
-            first, other = known.setdefault((field, member), (value, run))
-            if first != value and field not in chosen:
-                raise UsageError(
-                    f"{other.path} has {field}={first}, {run.path} has {value}, and no arm of "
-                    "the study sets it; report runs that differ in their arms only"
-                )
-
-
-def _name(run: Run) -> str:
-    """What a model not trained here is called; empty for a run."""
-    return run.evaluation.get("method", "")

@@ -1,195 +1,172 @@
-"""The tables of a report, as texts."""
+"""The tables of a report that have a row a class or a method, and how tables write numbers."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fairmix_jax import metrics
-from fairmix_jax.intervals import Interval
-from fairmix_jax.report import autoattack_tables
-from fairmix_jax.report.numbers import Headline, Paired
-from fairmix_jax.report.outcomes import Outcome, class_numbers
-from fairmix_jax.report.rows import validations
-from fairmix_jax.report.runs import Comparable, Group
-from fairmix_jax.tables import MISSING, Table
+from fairmix_jax.attacks.masking import SEVERITY
+from fairmix_jax.classwise.intervals import Interval
+from fairmix_jax.report.comparable import Comparable, Method
+from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.runtime.tables import MISSING, Table
 
 
-def of_set(
-    runs: Comparable,
-    headlines: Sequence[Headline],
-    differences: Sequence[Paired],
-    outcomes: Sequence[Outcome],
-    study: Mapping[str, Any],
-) -> list[Table]:
-    """Returns a set's tables: headlines, differences, predictions, classes, then the rest."""
-    compared = [_differences(differences, is_aside=bool(outcomes))] if differences else []
-    predicted = [_outcomes(outcomes)] if outcomes else []
-    return [
-        _headlines(runs, headlines), *compared, *predicted, _classes(runs, study),
-        *_confidence(runs), *_training(runs),
-    ]  # fmt: skip
-
-
-def of_ensembles(runs: Comparable) -> list[Table]:
-    """Returns what each member of AutoAttack broke, and signs of masked gradients."""
-    return [
-        table
-        for group in runs.groups
-        for table in autoattack_tables.tables(
-            group.label, [run.evaluation["attacks"] for run in group.runs], runs.classes
-        )
-    ]
-
-
-def _headlines(runs: Comparable, rows: Sequence[Headline]) -> Table:
-    header = [
-        "attack", "method", "seeds", "average", "worst class", "without bias",
-        f"worst {metrics.worst_count(len(runs.classes))}", "gap", "gap without bias", "NSD",
-        "boundary error", "rho",
-    ]  # fmt: skip
-    several = any(row.seeds > 1 for row in rows)
-    over = "seeds and test images" if several else "test images"
-    weights = dict.fromkeys(run.evaluation["weights"] for g in runs.groups for run in g.runs)
-    caption = (
-        f"{runs.title}, {' and '.join(weights)} weights; accuracy in %, [95 % interval over "
-        f"{over}]; NSD and rho are ratios, rho against {runs.groups[0].label}"
-    )
-    return Table(caption, header, [_headline(row) for row in rows])
-
-
-def _headline(row: Headline) -> list[str]:
-    if not row.seeds:
-        return [row.attack, row.method, "not evaluated", *[MISSING] * 9]
-    plain = {name: f"{100 * value:.1f}" for name, value in row.plain.items()}
-    seeds = str(row.seeds) if row.seeds == row.runs else f"{row.seeds} of {row.runs}"
-    return [
-        row.attack, row.method, seeds, interval(row.intervals["average"]),
-        f"{plain['worst_class']} ({row.worst_name})", interval(row.intervals["worst_class"]),
-        plain["worst_k"], plain["gap"], interval(row.intervals["gap"]),
-        f"{row.plain['nsd']:.2f}",
-        MISSING if row.boundary_error is None else f"{100 * row.boundary_error:.1f}",
-        MISSING if row.rho is None else f"{row.rho:+.2f}",
-    ]  # fmt: skip
-
-
-def _differences(rows: Sequence[Paired], *, is_aside: bool) -> Table:
-    names = list(rows[0].differences)
-    header = ["attack", "method", "seeds"]
-    for name in names:
-        header += [name.replace("_", " "), "p"]
-    caption = (
-        f"difference to {rows[0].baseline} on the same images, runs paired by seed; points of "
-        "accuracy, extremes as observed, [95 % interval], p adjusted for all differences of the "
-        "table (Holm)"
-    )
-    if any(row.seeds == 1 for row in rows):
-        caption += "; with one seed it compares two networks, not two methods"
-    if is_aside:
-        caption += "; it explores, what the study predicted has a table of its own"
-    lines = []
-    for row in rows:
-        line = [row.attack, row.method, str(row.seeds)]
-        for name in names:
-            p_value = row.adjusted[name]
-            line += [interval(row.differences[name].interval, sign="+"), probability(p_value)]
-        lines.append(line)
-    return Table(caption, header, lines)
-
-
-def _outcomes(rows: Sequence[Outcome]) -> Table:
-    header = (
-        "prediction", "statistic", "attack", "claim", "seeds", "difference", "p", "p alone",
-        "verdict",
-    )  # fmt: skip
-    lines = []
-    for row in rows:
-        numbers = [MISSING] * 3
-        if row.difference is not None:
-            p_values = probability(row.adjusted), probability(row.alone)
-            numbers = [interval(row.difference.interval, sign="+"), *p_values]
-        lines.append([
-            row.prediction.name, row.prediction.statistic.replace("_", " "),
-            row.prediction.attack, row.prediction.claim, str(row.seeds), *numbers, row.verdict,
-        ])  # fmt: skip
-    caption = (
-        "predictions of the study's config: left side less right, points of accuracy, [95 % "
-        "interval], runs paired by seed, their noise that of all methods together where its own "
-        "is less, p adjusted for all predictions (Holm); one holds or fails where p < 0.05, and "
-        "is open otherwise; p alone is not adjusted and knows no noise but its own runs'"
-    )
-    return Table(caption, header, lines)
-
-
-def _classes(runs: Comparable, study: Mapping[str, Any]) -> Table:
-    columns: list[tuple[Group, str]] = [
-        (g, a) for a in runs.attacks for g in runs.groups if g.results(a)
-    ]
-    several = len(runs.groups) > 1
-    header = ["class", *(f"{a}: {g.label}" if several else a for g, a in columns)]
-    means = [g.class_accuracies(a).mean(axis=0) for g, a in columns]
-    rows = [
-        [name, *(percent(mean[number]) for mean in means)]
-        for number, name in enumerate(runs.classes)
-    ]
+def classes(runs: Comparable, study: Mapping[str, Any]) -> Table:
+    """Returns the accuracy of each class, and of a study's easy and hard classes together."""
+    means = [method.accuracies.mean(axis=0) for method in runs.attacked]
+    header, rows = _by_class(runs, runs.attacked, means)
     for kind in ("easy", "hard"):
         if chosen := class_numbers(study, runs.classes, kind):
             rows.append([f"mean of {kind}", *(percent(mean[chosen].mean()) for mean in means)])
-    return Table("accuracy in % of each class, mean over seeds", header, rows)
+    return Table("Accuracy of each class in %, mean over seeds.", header, rows)
 
 
-def _confidence(runs: Comparable) -> list[Table]:
-    """How much surer each method is than right, under attacks of which confidence is known."""
-    columns = [
-        (group, attack)
-        for attack in runs.attacks
-        for group in runs.groups
-        if group.results(attack) and all("calibration" in r for r in group.results(attack))
-    ]
-    if not columns:
+def class_numbers(study: Mapping[str, Any], classes: Sequence[str], kind: str) -> list[int]:
+    """Returns the numbers of a study's `"easy"` or `"hard"` classes; none if it names none.
+
+    Raises:
+      UsageError: one of them is none of the data's.
+    """
+    chosen = study.get(f"{kind}_classes", ())
+    for name in chosen:
+        if name not in classes:
+            raise UsageError(f"study.{kind}_classes: {name!r} is not one of {', '.join(classes)}")
+    return [classes.index(name) for name in chosen]
+
+
+def confidence(runs: Comparable) -> list[Table]:
+    """Returns how much surer each method is than right, where confidence is known."""
+    known = [m for m in runs.attacked if all("calibration" in r for r in m.results)]
+    if not known:
         return []
     excess, errors = [], []
-    for group, attack in columns:
-        found = [result["calibration"] for result in group.results(attack)]
-        confidence = np.array([f["class_confidence"] for f in found], float)
-        excess.append((confidence - group.class_accuracies(attack)).mean(axis=0))
-        errors.append(np.mean([f["ece"] for f in found]))
-    several = len(runs.groups) > 1
-    header = ["class", *(f"{a}: {g.label}" if several else a for g, a in columns)]
-    rows = [
-        [name, *(f"{100 * e[n]:+.1f}" if np.isfinite(e[n]) else MISSING for e in excess)]
-        for n, name in enumerate(runs.classes)
-    ]
+    for method in known:
+        found = [result["calibration"] for result in method.results]
+        sure = np.array([of_run["class_confidence"] for of_run in found], float)
+        excess.append((sure - method.accuracies).mean(axis=0))
+        errors.append(percent(np.mean([of_run["ece"] for of_run in found])))
+    header, rows = _by_class(runs, known, excess, sign="+")
     caption = (
-        "mean confidence less accuracy of each class in points, mean over seeds: above 0 the "
-        "model is surer than right; last the expected calibration error in %"
+        "Mean confidence less accuracy of each class in points, mean over seeds. Above 0 the "
+        "model is surer than it is right. The last row is the expected calibration error in %."
     )
-    return [Table(caption, header, rows, [["ECE", *(percent(error) for error in errors)]])]
+    return [Table(caption, header, rows, [["ECE", *errors]])]
 
 
-def _training(runs: Comparable) -> list[Table]:
-    """How training ended, of methods whose runs say it."""
+def _by_class(
+    runs: Comparable, methods: Sequence[Method], values: Sequence[np.ndarray], sign: str = ""
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table with a row a class, from the `[K]` values of each method."""
+    several = len(runs.methods) > 1
+    header = ["class", *(f"{m.attack}: {m.label}" if several else m.attack for m in methods)]
+    rows = zip(runs.classes, *values, strict=True)
+    return header, [[name, *(percent(value, sign) for value in row)] for name, *row in rows]
+
+
+def training(runs: Comparable) -> list[Table]:
+    """Returns how training ended, of methods whose runs say it."""
     kinds = {"train": "train", "val_clean": "clean", "val_robust": "robust"}
     fields = [(kind, name) for kind in kinds for name in ("average", "worst_class", "gap")]
     header = [f"{kinds[kind]} {name.replace('_', ' ')}" for kind, name in fields]
     rows = []
-    for group in runs.groups:
-        if last := [lines[-1] for lines in map(validations, group.runs) if lines]:
+    for method in runs.methods:
+        if last := [run.validations[-1] for run in method.runs if run.validations]:
             epochs = "–".join(str(e) for e in sorted({line["epoch"] for line in last}))
             found = ([line.get(f"{k}/{n}", np.nan) for line in last] for k, n in fields)
-            rows.append(
-                [group.label, str(len(last)), epochs, *(percent(np.mean(f)) for f in found)]
-            )
+            means = [percent(np.mean(values)) for values in found]
+            rows.append([method.label, str(len(last)), epochs, *means])
     caption = (
-        "the end of training, accuracy in %, extremes as observed, mean over seeds: train is of "
-        "the last epoch's images as they were trained on, clean and robust of validation images"
+        "The end of training: accuracy in %, extremes as observed, mean over seeds. Columns with "
+        "'train' count the last epoch's images as they were trained on, the others validation "
+        "images."
     )
     return [Table(caption, ["method", "seeds", "epochs", *header], rows)] if rows else []
 
 
-def percent(value: float) -> str:
+def ensembles(runs: Comparable) -> list[Table]:
+    """Returns what each member of an ensemble broke, and signs of masked gradients."""
+    found = []
+    for every in runs.methods:
+        for method in map(every.under, runs.attacks):
+            if any("detail" in result for result in method.results):
+                found.append(_broken(method, runs.classes))
+            if any("masking" in result for result in method.results):
+                found.append(_masking(method, runs.classes))
+    return found
+
+
+def _broken(method: Method, classes: Sequence[str]) -> Table:
+    """Each class: broken by which attack, what is left, and into which class it is pushed."""
+    results = [result for result in method.results if "detail" in result]
+    details = [result["detail"] for result in results]
+    totals = np.sum([result["class_total"] for result in results], axis=0)
+    members = list(dict.fromkeys(a for d in details for a in d["broken_by"]))  # runs may differ
+    none = [0] * len(classes)
+    broken = np.sum([[d["broken_by"].get(a, none) for a in members] for d in details], axis=0)
+    confusion = np.sum([d["confusion"] for d in details], axis=0)
+    np.fill_diagonal(confusion, 0)
+    robust = totals - broken.sum(axis=0)
+    accuracy = np.where(totals > 0, robust / np.maximum(totals, 1), np.nan)
+    rows = []
+    for number, name in enumerate(classes):
+        thief, stolen = int(np.argmax(confusion[number])), confusion[number].max()
+        rows.append([
+            name + " (worst)" * (number == int(np.nanargmin(accuracy))),
+            *map(str, broken[:, number]), str(robust[number]), percent(accuracy[number]),
+            f"{classes[thief]} ({stolen})" if stolen else "",
+        ])  # fmt: skip
+    sums = [*map(str, broken.sum(axis=1)), str(robust.sum()), percent(robust.sum() / totals.sum())]
+    footer = [["all", *sums, ""]]
+    for text, field, digits in (
+        ("seconds", "seconds_by_attack", 1),
+        ("gradient passes an image", "gradient_passes_per_image", 0),
+        ("forward passes an image", "forward_passes_per_image", 0),
+    ):
+        mean = [np.mean([d[field][a] for d in details if a in d[field]]) for a in members]
+        footer.append([text, *(f"{m:,.{digits}f}" for m in mean), "", "", ""])
+    notes = [
+        f"{method.attack}, {method.label}: how many of all test images each attack was the first "
+        "to break",
+        *sorted({note for d in details for note in d["notes"]}),
+    ]
+    if lost := sum(d["non_finite"] for d in details):
+        notes.append(f"{lost} images have logits that are not finite")
+    header = ["class", *members, "robust", "robust %", "pushed into"]
+    return Table("; ".join(notes), header, rows, footer, method.attack, method.label)
+
+
+def _masking(method: Method, classes: Sequence[str]) -> Table:
+    """Every finding, of the run in which it is most serious."""
+
+    def seriousness(found: Mapping) -> int:
+        return SEVERITY.index(found["verdict"])
+
+    maskings = [result["masking"] for result in method.results if "masking" in result]
+    found = defaultdict(list)
+    for finding in (finding for masking in maskings for finding in masking["findings"]):
+        found[finding["name"]].append(finding)
+    rows = []
+    for name, findings in found.items():
+        worst = max(findings, key=seriousness)
+        passed = sum(finding["verdict"] == "pass" for finding in findings)
+        shares, where = worst["per_class"], ""
+        if shares and max(shares) > 0:
+            where = f"{classes[int(np.argmax(shares))]} {percent(max(shares))} %"
+        passes = f"{passed} of {len(findings)}"
+        rows.append([name, worst["verdict"], passes, worst["reason"], where])
+    caption = (
+        f"{method.attack}, {method.label}: signs of masked gradients in the most serious run, "
+        f"whose verdict is {max(maskings, key=seriousness)['verdict']}"
+    )
+    header = ["finding", "verdict", "passed", "reason", "most in class"]
+    return Table(caption, header, rows, attack=method.attack, method=method.label)
+
+
+def percent(value: float, sign: str = "") -> str:
     """Returns a share as text in percent."""
-    return f"{100 * value:.1f}" if np.isfinite(value) else MISSING
+    return f"{100 * value:{sign}.1f}" if np.isfinite(value) else MISSING
 
 
 def probability(value: float) -> str:
@@ -199,5 +176,5 @@ def probability(value: float) -> str:
 
 def interval(value: Interval, sign: str = "") -> str:
     """Returns an estimate with its interval as text in percent."""
-    low, estimate, high = (f"{100 * number:{sign}.1f}" for number in value)
+    low, estimate, high = (percent(number, sign) for number in value)
     return f"{estimate} [{low}, {high}]"

@@ -15,14 +15,12 @@ from jax import lax
 from fairmix_jax import attacks
 from fairmix_jax.attacks import ThreatModel, losses
 from fairmix_jax.attacks.apgd import make as make_apgd
-from fairmix_jax.attacks.apgd import make_targeted as make_apgd_targeted
 from fairmix_jax.attacks.fab import make as make_fab
-from fairmix_jax.attacks.fab import make_targeted as make_fab_targeted
 from fairmix_jax.attacks.projections import to_hyperplane
 from fairmix_jax.attacks.square import Draw
 from fairmix_jax.attacks.square import make as make_square
 from fairmix_jax.attacks.stepwise import Example, Stepwise
-from fairmix_jax.conv import conv
+from fairmix_jax.models.convolution import conv
 
 torch = pytest.importorskip("torch")
 autopgd_base = pytest.importorskip("pyautoattack.autopgd_base")
@@ -356,7 +354,7 @@ def test_apgd_visits_the_same_points(norm, loss, num_steps, problem, starts):
     runs = np.arange(NUM_IMAGES) % (K - 1)  # another target for each image
     network = TorchNetwork(problem.weights)
     if loss == "targeted_dlr":
-        attack = make_apgd_targeted(**ours)
+        attack = make_apgd(targeted=True, **ours)
         reference = autopgd_base.APGDAttack_targeted(network, **theirs)
         reference.y_target = torch.tensor(problem.classes[np.arange(NUM_IMAGES), 1 + runs])
     else:
@@ -430,7 +428,7 @@ def distances(problem, images, norm):
 def test_fab_visits_the_same_points(norm, rank, problem):
     """Those where it linearises the network, and those across the boundary."""
     ours = dict(norm=norm, bounds=BOUNDS, num_steps=100)
-    attack = make_fab(**ours) if rank is None else make_fab_targeted(**ours)
+    attack = make_fab(**ours, targeted=rank is not None)
     (points, crossed), state = trajectory(
         attack, problem, LARGE,
         lambda state, _: state,
@@ -503,9 +501,10 @@ def test_square_makes_the_same_queries(norm, problem):
     """A query depends on which were kept before it; broken images make none.
 
     In L2 the mass to spare is the root of `epsilon^2 - ||delta||^2`, mostly the root of
-    rounding, 1e-8.
+    rounding, 1e-8. Ours stay about ten units of rounding inside of the ball, where that root is
+    `sqrt(2 * 10 * 2.2e-16)` of epsilon, 7e-8, and queries on top of each other add it up.
     """
-    tolerance = {"linf": 1e-10, "l2": 1e-7}[norm]
+    tolerance = {"linf": 1e-10, "l2": 1e-5}[norm]
     torch.manual_seed(0)
     epsilon = 1.5 * EPSILON[norm]
     network = TorchNetwork(problem.weights)

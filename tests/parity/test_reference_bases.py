@@ -8,8 +8,9 @@ import pytest
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
-from fairmix_jax import awp, plugins  # noqa: E402
-from fairmix_jax.training_attack import TrainingAttack  # noqa: E402
+from fairmix_jax.methods import awp  # noqa: E402
+from fairmix_jax.methods.training_attack import TrainingAttack  # noqa: E402
+from fairmix_jax.runtime import registry  # noqa: E402
 from fairmix_jax.types import StepInput, ThreatModel  # noqa: E402
 
 SIZE, CLASSES = 16, 5
@@ -59,7 +60,7 @@ def test_losses_and_gradients(name, reference, problem):
     (expected * torch.tensor(weights)).sum().backward()
     with jax.enable_x64(True):
         attack = TrainingAttack(ThreatModel(), num_steps=1, step_size=0.1)
-        base = plugins.load("bases", name)(apply_fn, attack, beta=4.0)
+        base = registry.load("bases", name)(apply_fn, attack, beta=4.0)
         ones = jnp.ones(SIZE)
         images, adversarial = (jnp.asarray(x).reshape(SIZE, 2, 6, 1) for x in (clean, robust))
         targets = jax.nn.one_hot(labels, CLASSES, dtype=jnp.float64)

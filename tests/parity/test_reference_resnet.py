@@ -10,9 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
-from fairmix_jax import models, plugins
-from fairmix_jax.attacks import ThreatModel, apgd, pgd
+from fairmix_jax.attacks import ThreatModel, pgd
+from fairmix_jax.attacks.apgd import make as make_apgd
+from fairmix_jax.attacks.stepwise import Example
+from fairmix_jax.models import described
+from fairmix_jax.runtime import registry
 
 torch = pytest.importorskip("torch")
 foolbox = pytest.importorskip("foolbox")
@@ -72,8 +76,8 @@ def problem():
     weights = resources.files("pyautoattack") / "examples" / "model_test.pt"
     net = resnet.ResNet18().eval()
     net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    module = plugins.load("models", "resnet")(10)
-    model = models.build(module, SHAPE, mean=[0.0] * 3, std=[1.0] * 3)
+    module = registry.load("models", "resnet")(10)
+    model = described.from_linen(module, SHAPE, mean=[0.0] * 3, std=[1.0] * 3)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params, stats = converted(net.state_dict(), shapes)
     peer = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
@@ -141,11 +145,18 @@ def test_apgd_breaks_the_images_that_pyautoattack_breaks(norm, problem, rng):
     direction = rng.choice([-1.0, 1.0], size=images.shape)
     length = {"linf": 1.0, "l2": direction[0].size ** 0.5}[norm]
     start = np.clip(images + EPSILON[norm] / 2 / length * direction, 0, 1).astype(np.float32)
-    ours = apgd(
-        logits_fn, jax.random.key(0), images, jnp.asarray(labels),
-        threat=ThreatModel(norm, EPSILON[norm]), num_steps=NUM_STEPS, start=jnp.asarray(start),
-        early_exit=False,
-    )  # fmt: skip
+    attack = make_apgd(norm=norm, bounds=(0.0, 1.0), num_steps=NUM_STEPS)
+
+    def one(image, label, x):
+        key, rivals = jax.random.key(0), jnp.zeros(9, jnp.int32)
+        example = Example(image, label, rivals, jnp.asarray(EPSILON[norm]), key, key)
+        run, network = jnp.asarray(0), lambda image, _: logits_fn(image[None])[0]
+        state = attack.start(example, run)
+        state = state._replace(image=x, previous=x, best=x, adversarial=x)
+        step = lambda count, state: attack.step(network, example, run, count, state)  # noqa: E731
+        return lax.fori_loop(0, attack.num_steps, step, state).adversarial
+
+    ours = jax.jit(jax.vmap(one))(images, jnp.asarray(labels), jnp.asarray(start))
     name = {"linf": "Linf", "l2": "L2"}[norm]
     attack = autopgd.APGDAttack(net, n_iter=NUM_STEPS, norm=name, eps=EPSILON[norm], loss="ce")
     attack.init_hyperparam(nchw(images))

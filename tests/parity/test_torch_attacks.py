@@ -7,9 +7,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fairmix_jax import models, plugins
 from fairmix_jax.attacks import ThreatModel, pgd
-from fairmix_jax.conv import conv
+from fairmix_jax.models import described
+from fairmix_jax.models.convolution import conv
+from fairmix_jax.runtime import registry
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -47,8 +48,8 @@ def problem():
     images are classified correctly and the attacks below break some but not all of them.
     """
     rng = np.random.default_rng(0)
-    module = plugins.load("models", "small_cnn")(K, width=8, norm="none")
-    model = models.build(module, SHAPE, mean=[0.5] * 3, std=[0.25] * 3)
+    module = registry.load("models", "small_cnn")(K, width=8, norm="none")
+    model = described.from_linen(module, SHAPE, mean=[0.5] * 3, std=[0.25] * 3)
     shapes, _ = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(  # variance 2 / fan_in keeps the size of activations and gradients
         lambda s: np.float32(rng.normal(size=s.shape) * (2 / np.prod(s.shape[:-1])) ** 0.5), shapes

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fairmix_jax import torch_export
-from fairmix_jax.experiment import build_model
-from fairmix_jax.export import load_model, save_model
+from fairmix_jax.export import load_model, save_model, torch_export
+from fairmix_jax.models.described import build_model
 from fairmix_jax.types import Weights
 from tests.parity.test_torch_networks import drawn
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairmix_jax import models, plugins
+from fairmix_jax.models import described
+from fairmix_jax.runtime import registry
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -128,7 +129,9 @@ def network(request):
     """A network with all its arrays random, eight images and labels."""
     name, arguments = NETWORKS[request.param]
     rng = np.random.default_rng(SEED)
-    model = models.build(plugins.load("models", name)(K, **arguments), SHAPE, mean=MEAN, std=STD)
+    model = described.from_linen(
+        registry.load("models", name)(K, **arguments), SHAPE, mean=MEAN, std=STD
+    )
     params, stats = drawn(jax.eval_shape(model.init, jax.random.key(0)), rng)
     images = jnp.asarray(rng.random((8, *SHAPE)), jnp.float32)
     return request.param, model.apply, params, stats, images, np.arange(8) % K

@@ -1,0 +1,148 @@
+"""The inputs of an ensemble of attacks, checked, and what follows from them at once."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
+
+from fairmix_jax.attacks import slots
+from fairmix_jax.attacks.stepwise import Stepwise, misclassified
+from fairmix_jax.runtime import processes
+from fairmix_jax.runtime.sealed import digest
+from fairmix_jax.types import Key, ThreatModel
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """All that stays the same while several attacks run on `N` images.
+
+    With `early_exit` an image leaves when it is broken; without, it stays to the end of the
+    run, which may change its adversarial image, never a verdict. With `compact` others take
+    its place at once; without, between batches only.
+
+    Of several processes, which all call this without `devices`, each attacks its share of the
+    images, and all return the whole report. `workdir` is where to save the work under way, so
+    that the same call goes on after an interruption, to the same result; it is emptied at the
+    end. Several processes save apart, and go on if there are as many again.
+    """
+
+    model: Partial  # `(images, key) -> logits`; it has the last word on every success
+    images: np.ndarray  # [N, H, W, C] float, inside `threat.bounds`
+    labels: np.ndarray  # [N] int32
+    index: np.ndarray  # [N] int32, numbers that tell the images' keys apart
+    candidates: np.ndarray  # [N] bool, to attack; the others count as broken by "clean", as given
+    threat: ThreatModel
+    attacks: Mapping[str, Stepwise]  # a name is part of its attack's key
+    search: Partial | None = None  # a cheaper version of the model (bfloat16, say), to attack
+    seed: int = 0  # of all randomness
+    batch_size: int = 256  # images under attack at a time, on each device
+    early_exit: bool = True
+    compact: bool = True
+    devices: Sequence[jax.Device] | None = None  # to share the work; all if `None`
+    workdir: Path | str | None = None
+    save_seconds: float = 30.0  # how often to save
+    on_progress: Callable[[Any], None] = lambda status: None  # told an `ensemble.Status` at times
+
+    def of_this_process(self) -> "Plan":
+        """Returns the plan for this process's share of the images, on its own devices."""
+        mine = processes.share(len(self.labels))
+        rows = mine if len(mine) else np.zeros(1, int)  # with nothing to do, do something
+        folder = f"process-{jax.process_index()}-of-{jax.process_count()}"
+        workdir = self.workdir and Path(self.workdir) / folder
+        arrays = ("images", "labels", "index", "candidates")
+        changes: dict[str, Any] = {name: getattr(self, name)[rows] for name in arrays}
+        return dataclasses.replace(self, devices=jax.local_devices(), workdir=workdir, **changes)
+
+    @property
+    def key(self) -> Key:
+        """The root of all keys."""
+        return jax.random.key(self.seed)
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        """The devices, along one axis `"device"`."""
+        devices = jax.local_devices() if self.devices is None else self.devices
+        return Mesh(np.asarray(devices), "device")
+
+    @cached_property
+    def models(self) -> tuple[Partial, Partial | None]:
+        """On all devices, the model to search on, and the one to confirm with if another."""
+        models = (self.search, self.model) if self.search else (self.model, None)
+        return jax.device_put(models, NamedSharding(self.mesh, PartitionSpec()))
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """`[N, K]`, of the images as they are."""
+        return self.logits_of(self.images)
+
+    @cached_property
+    def attacked(self) -> np.ndarray:
+        """`[N]` bool, candidates that are classified correctly as they are."""
+        is_wrong = misclassified(jnp.asarray(self.logits), jnp.asarray(self.labels))
+        return ~np.asarray(is_wrong) & self.candidates
+
+    @cached_property
+    def rivals(self) -> np.ndarray:
+        """`[N, K - 1]` int32, see `stepwise.Example`."""
+        return np.asarray(slots.rivals(jnp.asarray(self.logits), jnp.asarray(self.labels)))
+
+    @property
+    def num_classes(self) -> int:
+        """`K`."""
+        return self.logits.shape[1]
+
+    def logits_of(self, images: np.ndarray) -> np.ndarray:
+        """Returns `[N, K]`, the model's on other versions of the images."""
+        parts = [
+            np.asarray(predict(self.model, images[rows], self.index[rows], self.key))
+            for rows in batches(len(images), self.batch_size)
+        ]
+        return np.concatenate(parts)[: len(images)]
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what tells one evaluation from another, for its saved state."""
+        predictions = np.argmax(self.logits, axis=1)
+        return {
+            "format": 3,
+            "threat": str(self.threat),
+            "seed": self.seed,
+            "search": digest(self.search) if self.search else None,
+            "early_exit": self.early_exit,
+            "attacks": [
+                [name, attack.num_steps, attack.num_runs(self.num_classes)]
+                for name, attack in self.attacks.items()
+            ],
+            "images": digest((self.images, self.labels, self.index)),
+            "predictions": digest((predictions, self.attacked, self.model)),
+            "function": digest(self._function()),
+        }
+
+    def _function(self) -> str:
+        """Returns the logits of a few images, as they are and moved, which tell functions apart.
+
+        To the last bit, but for models with weights, told apart anyway: hardware may round others.
+        """
+        rows = np.linspace(0, len(self.images) - 1, 4).astype(int)
+        signs = np.random.default_rng(0).choice([-1, 1], self.images[rows].shape)
+        moved = (self.images[rows] + self.threat.epsilon * signs).clip(*self.threat.bounds)
+        images = np.concatenate([self.images[rows], moved], dtype=np.float32)
+        logits = predict(self.model, images, np.tile(self.index[rows], 2), self.key)
+        digits = 2 if jax.tree.leaves(self.model) else 9
+        return " ".join(f"{value:.{digits}g}" for value in np.ravel(logits))
+
+
+predict = jax.jit(slots.clean_logits)
+
+
+def batches(count: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Yields rows `0 .. count - 1` in pieces of one size, the last row repeated at the end."""
+    size = min(batch_size, count)
+    for first in range(0, count, size):
+        yield np.minimum(np.arange(first, first + size), count - 1)

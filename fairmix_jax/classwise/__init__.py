@@ -1,0 +1,188 @@
+"""Evaluation class by class of any JAX function, and the statistics of its counts.
+
+`evaluate` attacks images and judges what becomes of them, `attack_names` lists the attacks.
+`metrics` has the statistics of class accuracies (average, worst class, gap) and their means over
+seeds, `intervals` their intervals over test images, `paired` differences between methods.
+`predictions` reads the statements that a study is to test. `margins` and `class_bias` find the
+biases of the classes that serve the worst class best.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fairmix_jax.classwise import ensemble_attacks, image_verdicts, metrics, step_attacks
+from fairmix_jax.classwise.attack_names import UNION, AttackChoice, parse
+from fairmix_jax.classwise.subject import Judgement, Settings, Subject, as_partial
+from fairmix_jax.data import Split
+from fairmix_jax.runtime import declared, inputs, processes
+from fairmix_jax.runtime.console import console, printable, working
+from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.types import LogitsFn, ThreatModel
+
+__all__ = ["Settings", "evaluate"]
+
+
+def evaluate(
+    logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray, *, class_names: Sequence[str],
+    threat: ThreatModel, settings: Settings | None = None, rows: np.ndarray | None = None,
+    search: LogitsFn | None = None, directory: Path | None = None,
+    known: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Evaluates any JAX function class by class.
+
+    The union counts an image as robust if it is classified correctly as it is, under every attack
+    and at every iterate of PGD; it is added where there are two attacks or more, those of a subset
+    apart. The curve, too, counts every iterate. An example's random numbers depend on the seed, the
+    attack (of PGD and its kind the number of steps) and its row only. Of several processes all call
+    this; each attacks its share of the images, all return the whole, and the main one writes.
+
+    Args:
+      logits_fn: images `[B, H, W, C]` to logits `[B, K]`; must not couple examples. Weights
+        given as `jax.tree_util.Partial(apply, weights)` stay out of the compiled programs.
+      images: `[N, H, W, C]`, uint8, or float inside the threat's bounds.
+      labels: `[N]` int.
+      class_names: `K` names.
+      settings: the defaults if `None`.
+      rows: `[N]` positions in the test set, `0 .. N - 1` if `None`.
+      search: a cheaper model for AutoAttack to search with.
+      directory: where `attacks/NAME/verdicts.npz` (of each image: row, label, robust,
+        prediction, confidence, which is NaN of AutoAttack) and `examples.npz` go, and where
+        AutoAttack keeps its state.
+      known: `attacks` and `curve` that an earlier call found of the same model and images, with
+        settings that agree. They come first, and are not done again.
+
+    Returns: the fields `classes`, `threat`, `attacks`, `settings`, `images_sha256` and, with
+    radii, `curve` of `evaluation.json`.
+
+    Raises:
+      UsageError: an attack is unknown; images, labels, bounds, classes or logits do not fit
+        each other; the radii do not rise.
+    """
+    settings = settings or Settings()
+    declared.check(settings)
+    choices = parse(settings.attacks)
+    images, labels = np.asarray(images), np.asarray(labels)
+    try:
+        inputs.check_labels(labels, len(np.atleast_1d(images)))
+        inputs.check_rows("rows", labels if rows is None else rows, len(labels))
+        inputs.check_whole(-(2**63), seed=settings.seed)
+        if not (isinstance(class_names, Sequence) and all(isinstance(n, str) for n in class_names)):
+            raise ValueError(f"class_names={class_names!r} are no texts; give one name a class")
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    split = Split(images, labels.astype(np.int32))
+    subject = Subject(
+        as_partial(logits_fn), split, np.arange(len(labels)) if rows is None else np.asarray(rows),
+        tuple(class_names), threat, settings, None if search is None else as_partial(search),
+        directory,
+    )  # fmt: skip
+    past, curve = (known or {}).get("attacks", {}), (known or {}).get("curve")
+    kept = [choice for name in past if name != UNION for choice in parse(name)]
+    choices = list(dict.fromkeys([*kept, *choices]))
+    results, judged, withstood = {}, list[tuple[AttackChoice, Subject, Judgement]](), []
+    for choice in choices:
+        attacked = subject.subset(choice.num_examples)
+        if choice in kept:
+            results[choice.name] = past[choice.name]
+        else:
+            judgement, results[choice.name] = _attacked(choice, attacked)
+            judged.append((choice, attacked, judgement))
+        if not choice.num_examples:
+            packed = results[choice.name].get("withstood", results[choice.name]["verdicts"])
+            withstood.append(image_verdicts.unpack_rows(packed, split.labels))
+    for each in judged:  # not before all is done, so that files and results are of one evaluation
+        _save(*each)
+    whole = [choice for choice in choices if not choice.num_examples]
+    if sum(choice.kind != "clean" for choice in whole) > 1:
+        results[UNION] = _union(whole, subject, withstood)
+    names = ",".join(choice.name for choice in choices)
+    found = {
+        "classes": list(class_names),
+        "threat": {"norm": threat.norm, "epsilon": threat.epsilon},
+        "attacks": results,
+        "images_sha256": image_verdicts.fingerprint(split.labels, subject.float_images),
+        "settings": dataclasses.asdict(settings) | ({"attacks": names} if kept else {}),
+    }
+    return found | ({"curve": _curve(whole, subject, curve)} if settings.radii else {})
+
+
+def _attacked(choice: AttackChoice, subject: Subject) -> tuple[Judgement, dict[str, Any]]:
+    """Attacks the images; tells and returns what became of them."""
+    if choice.kind == "ensemble":
+        judgement = ensemble_attacks.judge(choice, subject)
+    else:
+        with working(f"{choice.name}: {len(subject.rows):,} test images"):
+            judgement = step_attacks.judge(choice, subject)
+    found = _result(subject, judgement.verdicts.correct, seconds=judgement.seconds)
+    found |= judgement.facts
+    overall = f", overall {found['overall']:.1%}"
+    console.print(
+        f"{choice.name}: average {found['average']:.1%}"
+        f"{'' if metrics.is_balanced(found['class_total']) else overall}, worst class "
+        f"{found['worst_class']:.1%} ({printable(found['worst_class_name'])}), "
+        f"{sum(found['class_total']):,} test images in {found['seconds']:.1f} s"
+    )
+    if lost := metrics.non_finite(found):
+        meaning = "such logits count as wrong, such a gradient moves nothing"
+        console.print(f"{choice.name}: {lost} are not finite ({meaning})")
+    if choice.kind == "pgd":
+        number = len(subject.class_names)
+        found["withstood"] = image_verdicts.pack(subject.split.labels, judgement.withstood, number)
+    return judgement, found
+
+
+def _union(
+    choices: Sequence[AttackChoice], subject: Subject, withstood: Sequence[np.ndarray]
+) -> dict[str, Any]:
+    """The result under all attacks together, and on the images as they are."""
+    if all(choice.kind != "clean" for choice in choices):
+        clean = step_attacks.judge(AttackChoice("clean", "clean"), subject)
+        withstood = [*withstood, clean.withstood]
+    found = _result(subject, np.logical_and.reduce(withstood), seconds=0.0)
+    return found | {"members": [choice.name for choice in choices]}
+
+
+def _result(subject: Subject, correct: np.ndarray, *, seconds: float) -> dict[str, Any]:
+    counts, names = subject.class_counts(correct), subject.class_names
+    packed = image_verdicts.pack(subject.split.labels, correct, len(names))
+    return metrics.result(*counts, names, seconds=seconds) | {"verdicts": packed}
+
+
+def _curve(
+    choices: Sequence[AttackChoice], subject: Subject, known: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Class counts over the radius, under the PGD with the most steps, else PGD-20."""
+    pgds = [choice for choice in choices if choice.kind == "pgd"]
+    strongest = max(pgds, key=lambda c: c.num_steps, default=AttackChoice("pgd20", "pgd", 20))
+    radii = (0.0, *subject.settings.radii)
+    epsilons = [radius * subject.threat.epsilon for radius in radii]
+    if known and (known["attack"], known["epsilon"]) == (strongest.name, epsilons):
+        return dict(known)
+    counts = list(map(subject.class_counts, step_attacks.radius_curve(strongest, subject, radii)))
+    return {
+        "attack": strongest.name,
+        "epsilon": epsilons,
+        "class_total": counts[0][0].tolist(),
+        "class_correct": [correct.tolist() for _, correct in counts],
+    }
+
+
+def _save(choice: AttackChoice, subject: Subject, judgement: Judgement) -> None:
+    folder, split, verdicts = subject.folder(choice.name), subject.split, judgement.verdicts
+    if folder is None or not processes.is_main():
+        return
+    image_verdicts.save(
+        folder / "verdicts.npz", row=subject.rows, label=split.labels, robust=verdicts.correct,
+        prediction=verdicts.prediction, confidence=verdicts.confidence, **judgement.arrays,
+    )  # fmt: skip
+    if len(judgement.adversarial):
+        shown = subject.examples
+        image_verdicts.save(
+            folder / "examples.npz", row=subject.rows[shown], label=split.labels[shown],
+            image=subject.float_images[shown], adversarial=judgement.adversarial,
+            prediction=verdicts.prediction[shown],
+        )  # fmt: skip

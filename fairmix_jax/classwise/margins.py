@@ -1,0 +1,122 @@
+"""The margin table: how near an attack brings each image to each wrong class.
+
+A bias on a class moves every margin `z_y - z_k` by a constant. An attack that descends one such
+margin therefore takes the same path whatever the biases are. So one table of the smallest margins
+found says which images are robust at *every* choice of biases, without another attack. That holds
+for biases, not for factors of the logits, nor for attacks on losses of all logits together.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+
+from fairmix_jax.attacks.apgd import make as make_apgd
+from fairmix_jax.attacks.plan import batches
+from fairmix_jax.attacks.projections import as_radius
+from fairmix_jax.attacks.stepwise import Example, Stepwise, network_of, partial_of
+from fairmix_jax.runtime import inputs
+from fairmix_jax.types import Array, Key, LogitsFn, ThreatModel
+
+
+def margin_table(
+    logits_fn: LogitsFn, images: Any, labels: Any, *, threat: ThreatModel, num_steps: int = 20,
+    num_restarts: int = 1, seed: int = 0, index: Any = None, batch_size: int = 256,
+) -> np.ndarray:  # fmt: skip
+    """Returns `[N, K]` float32: the smallest `z_y - z_k` found in each image's ball.
+
+    Each image is attacked once towards each wrong class, by APGD on that margin. The table has the
+    least margins at the image itself and at the best point of every one of these runs.
+
+    Guarantees: with biases `b` the image is misclassified at one of these points exactly if
+    `table[i, k] + b[y] - b[k] <= 0` for some `k`. Adding biases to the logits adds their
+    differences to the table, up to rounding. An image's row depends on the model, the image, its
+    label and index, the threat and the seed only. Renaming the classes renames the columns. For
+    a linear model whose images lie further than epsilon from the threat's bounds, the table is the
+    exact worst case, up to rounding.
+
+    Edge cases: the column of the true class is `inf`. Where logits are not finite at a point that
+    was looked at, the rest of the row is `-inf`. With `epsilon=0` it has the clean margins.
+
+    Args:
+      logits_fn: images `[B, H, W, C]` to logits `[B, K]`; must not couple examples.
+      images, labels: `[N, H, W, C]` float inside `threat.bounds`; `[N]` int.
+      num_steps: of a run, at least 1; a run costs `num_steps + 1` gradient passes.
+      num_restarts: runs towards each class, from fresh random starts, at least 1.
+      index: `[N]` int, numbers that tell the images' random starts apart; `0 .. N - 1` if `None`.
+
+    Raises:
+      ValueError: images, labels, bounds and logits do not fit each other; names what is wrong.
+
+    Reference: the step rule is that of Croce and Hein 2020, arXiv 2003.01690.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    inputs.check_batch(images, labels, threat)
+    if num_restarts < 1 or not len(images):
+        raise ValueError(f"{num_restarts=}, {len(images)} images; give at least one of each")
+    images = np.asarray(inputs.as_single(images))
+    inputs.check_apart(logits_fn, images)
+    index = np.arange(len(images)) if index is None else np.asarray(index)
+    attack = make_apgd(
+        norm=threat.norm, bounds=threat.bounds, targeted=True, num_targets=1,
+        loss="margin", num_steps=num_steps,
+    )  # fmt: skip
+    model, key = partial_of(logits_fn), jax.random.key(seed)
+    size = jax.eval_shape(model, images[:1], key).shape[1]
+    inputs.check_labels(labels, len(labels), size)
+    epsilon = jnp.asarray(as_radius(threat.epsilon, images.dtype))
+    rows = [
+        np.asarray(
+            _rows(attack, num_restarts, model, images[of], labels[of], index[of], key, epsilon)
+        )
+        for of in batches(len(images), batch_size)
+    ]
+    return np.concatenate(rows)[: len(images)]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _rows(
+    attack: Stepwise, num_restarts: int, model: Partial, images: Array, labels: Array,
+    index: Array, key: Key, epsilon: Array,
+) -> Array:  # fmt: skip
+    """The table's rows of a batch, `[B, K]`."""
+    network = network_of(model)
+    margins = functools.partial(_margins, network, key)
+    found = jax.vmap(margins)(images, labels)
+    num_classes = found.shape[1]
+
+    def against(found: Array, number: Array) -> tuple[Array, None]:
+        restart, step = jnp.divmod(number, num_classes - 1)
+        targets = (labels + 1 + step) % num_classes
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, restart), index)
+        toward = functools.partial(_nearest, attack, network, epsilon)
+        points = jax.vmap(toward)(images, labels, targets, keys)
+        return jnp.minimum(found, jax.vmap(margins)(points, labels)), None
+
+    runs = jnp.arange(num_restarts * (num_classes - 1))
+    return lax.scan(against, found, runs)[0]
+
+
+def _margins(network: Any, key: Key, image: Array, label: Array) -> Array:
+    """`z_y - z_k`, `[K]`, with `inf` at `y`; `-inf` elsewhere if any logit is not finite."""
+    logits = network(image, key)
+    found = jnp.where(jnp.all(jnp.isfinite(logits)), logits[label] - logits, -jnp.inf)
+    return jnp.where(jnp.arange(len(logits)) == label, jnp.inf, found)
+
+
+def _nearest(
+    attack: Stepwise, network: Any, epsilon: Array, image: Array, label: Array, target: Array,
+    key: Key,
+) -> Array:  # fmt: skip
+    """The point of an attack's run that comes nearest to the target, `[H, W, C]`."""
+    example = Example(image, label.astype(jnp.int32), target[None], epsilon, key, key)
+    run = jnp.asarray(0, jnp.int32)
+
+    def step(count: Array, state: Any) -> Any:
+        return attack.step(network, example, run, count, state)
+
+    return lax.fori_loop(0, attack.num_steps, step, attack.start(example, run)).best

@@ -1,0 +1,139 @@
+"""The model and images under evaluation, the settings, and the outcome of an attack."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.tree_util import Partial
+
+from fairmix_jax.classwise.image_verdicts import Verdicts
+from fairmix_jax.data import Split, balanced_rows, batches
+from fairmix_jax.runtime import inputs
+from fairmix_jax.runtime.declared import declared
+from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.types import Amount, Array, Count, LogitsFn, Positive, ThreatModel
+
+_MAX_EXAMPLES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings of an evaluation.
+
+    All are fields of `config.evaluate` but `seed`, which all attacks share.
+    """
+
+    attacks: str = declared("clean,pgd20", "attacks, with commas; see docs/evaluate-your-model.md")
+    seed: int = 0
+    batch_size: Count = declared(512, "number of images at a time; changes only memory and time")
+    step_size: Amount | None = declared(
+        None, "size of a step of PGD, where pixels are 0 to 1; a quarter of the radius unless given"
+    )
+    num_restarts: Count = declared(1, "number of random starts of PGD, FGSM and MI-FGSM")
+    radii: tuple[Positive, ...] = declared(
+        (), "multiples of attack.epsilon at which to measure accuracy, for a curve", rises=True
+    )
+    save_adversarial: bool = declared(False, "whether to save AutoAttack's adversarial images")
+    masking: bool = declared(True, "whether to judge AutoAttack's result for gradient masking")
+
+    def step_size_at(self, epsilon: Array | float) -> Array | float:
+        """Returns the step size of PGD at a radius, both in pixel units."""
+        return epsilon / 4 if self.step_size is None else self.step_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model and the images that it is evaluated on: what every attack is given.
+
+    The fields are as in `evaluate`, `split` holding images and labels.
+
+    Raises:
+      UsageError: images, labels, bounds, classes or logits do not fit each other.
+    """
+
+    logits_fn: Partial
+    split: Split
+    rows: np.ndarray
+    class_names: Sequence[str]
+    threat: ThreatModel
+    settings: Settings
+    search: Partial | None = None
+    directory: Path | None = None
+
+    def __post_init__(self):
+        images, labels = self.split
+        if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
+            raise UsageError(
+                f"images of shape {images.shape} and labels of shape {labels.shape} do not fit; "
+                "give [N, H, W, C] and [N], N at least 1"
+            )
+        if labels.min() < 0 or labels.max() >= len(self.class_names):
+            raise UsageError(
+                f"labels lie in [{labels.min()}, {labels.max()}], but class_names has "
+                f"{len(self.class_names)} names; give one name a class"
+            )
+        if images.dtype == np.uint8 and self.threat.bounds != (0, 1):
+            raise UsageError(
+                f"images are uint8, which stand for [0, 1], but threat.bounds are "
+                f"{self.threat.bounds}; give floats inside the bounds"
+            )
+        one = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
+        pixels, number = self.float_images, len(self.class_names)
+        try:
+            inputs.check_batch(pixels, labels, self.threat)
+            logits = jax.eval_shape(inputs.checked_model(self.logits_fn, labels[:0]), one)
+            inputs.check_apart(self.logits_fn, pixels)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        if logits.shape != (1, number):
+            raise UsageError(
+                f"logits_fn maps one image to shape {logits.shape}, but class_names has {number} "
+                f"names; it must give (1, {number})"
+            )
+
+    @property
+    def float_images(self) -> np.ndarray:
+        """`[N, H, W, C]`, the images in pixel units."""
+        return batches.as_float(self.split.images)
+
+    @property
+    def examples(self) -> list[int]:
+        """Positions of the images to show: the first of each of the first twenty classes."""
+        _, first = np.unique(self.split.labels, return_index=True)
+        return first[:_MAX_EXAMPLES].tolist()
+
+    def class_counts(self, correct: np.ndarray) -> list[np.ndarray]:
+        """Returns `[K]` images and `[K]` correct ones of each class, from `[N]` bool."""
+        labels, number = self.split.labels, len(self.class_names)
+        return [np.bincount(rows, minlength=number) for rows in (labels, labels[correct])]
+
+    def subset(self, num_examples: int) -> "Subject":
+        """Returns the same with a class-balanced subset of the images; with all if 0."""
+        if not num_examples:
+            return self
+        chosen = balanced_rows(self.split.labels, num_examples)
+        return dataclasses.replace(self, split=self.split.take(chosen), rows=self.rows[chosen])
+
+    def folder(self, attack: str) -> Path | None:
+        """Returns where the files of an attack go."""
+        return self.directory and self.directory / "attacks" / attack
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """The outcome of an attack on the images of a subject."""
+
+    verdicts: Verdicts  # on the images that the attack returned
+    withstood: np.ndarray  # `[N]` bool, correct whenever looked at: for PGD at every iterate, too
+    adversarial: np.ndarray  # `[E, H, W, C]`, attacked, at `Subject.examples`; empty without
+    seconds: float  # wall time
+    facts: dict[str, Any]  # more for the attack's entry of `evaluation.json`
+    arrays: dict[str, Any] = dataclasses.field(default_factory=dict)  # more for `verdicts.npz`
+
+
+def as_partial(logits_fn: LogitsFn) -> Partial:
+    """Returns a function as a `Partial`, which may be an argument of compiled programs."""
+    return logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)

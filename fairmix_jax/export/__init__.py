@@ -1,0 +1,112 @@
+"""Models that leave the house: weights and cards as safetensors and JSON, PyTorch, RobustBench."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from safetensors.numpy import load, save
+
+from fairmix_jax.models.described import build_model, weights_template
+from fairmix_jax.runtime import json_files
+from fairmix_jax.runtime.errors import Damaged, UsageError
+from fairmix_jax.runtime.json_files import write_bytes, write_json
+from fairmix_jax.runtime.sealed import digest, named
+from fairmix_jax.types import LogitsFn, Weights
+
+
+def save_model(
+    workdir: Path, weights: Weights, card: Mapping[str, Any], evaluation: Mapping[str, Any]
+) -> None:
+    """Writes `model.safetensors` (the weights, see `tensors`) and `model.json` (what they are).
+
+    That is `Task.model_card`, any further facts, from the evaluation the data set, the threat and
+    which weights these are, and the digest of the weights.
+    """
+    write_bytes(workdir / "model.safetensors", save(tensors(weights)))
+    facts = {name: evaluation[name] for name in ("dataset", "threat", "weights")}
+    write_json(workdir / "model.json", dict(card) | facts | {"sha256": digest(weights)})
+
+
+def tensors(weights: Weights) -> dict[str, np.ndarray]:
+    """Returns the arrays of the weights by their paths, e.g. `params/Conv_0/kernel`."""
+    return {name: np.asarray(leaf, order="C") for name, leaf in named(weights).items()}
+
+
+def load_model(path: Path | str) -> tuple[LogitsFn, dict[str, Any]]:
+    """Returns an exported model as a function of images, and its card.
+
+    The function maps images `[B, H, W, C]` in pixel units to logits `[B, K]`; it is pure,
+    and normal JAX code can differentiate, jit and vmap it. `path` is the folder of a run, or
+    `NAME.safetensors` with its card in `NAME.json` beside it.
+
+    Raises:
+      FileNotFoundError: there is no exported model there.
+      ValueError: the weights are damaged, or do not fit the card. A card without a digest, as
+        versions before 0.2 wrote them, is accepted; then only the latter is noticed.
+      UsageError: the card is damaged.
+    """
+    card = read_card(path)
+    model = build_model(card)
+    weights = read_weights(path, weights_template(model))
+
+    def logits_fn(images: jax.Array) -> jax.Array:
+        return model.apply(weights.params, weights.batch_stats, images, train=False)[0]
+
+    return logits_fn, card
+
+
+def read_card(path: Path | str) -> dict[str, Any]:
+    """Returns the card of an exported model; `path` is as in `load_model`.
+
+    Raises a `UsageError` if it is damaged.
+    """
+    return json_files.load(_file(path, ".json"), "model.json")
+
+
+def read_tensors(path: Path | str) -> dict[str, np.ndarray]:
+    """Returns the arrays of an exported model by their names in the file.
+
+    `path` and errors are as in `load_model`.
+    """
+    file, card = _file(path, ".safetensors"), read_card(path)
+    content = file.read_bytes()
+    try:
+        found = load(content)
+        trees: dict[str, Any] = unflatten_dict(found, sep="/")
+        weights = Weights(*(trees.get(name, {}) for name in Weights._fields))
+        if card.get("sha256", own := digest(weights)) != own:
+            raise ValueError("its weights do not match the sha256 in its card")
+    except Exception as error:  # whatever a damaged head makes of the rest
+        remedy = "; run what wrote it again, or take another copy of it and its card"
+        raise Damaged.at(file, error, remedy) from error
+    return found
+
+
+def is_whole(workdir: Path) -> bool:
+    """Whether nothing that belongs to an exported model is damaged or missing."""
+    try:
+        read_tensors(workdir)
+    except (OSError, ValueError, UsageError):
+        return False
+    return (workdir / "model_card.md").exists()
+
+
+def read_weights(path: Path | str, template: Weights) -> Weights:
+    """Returns the weights of an exported model; `path` and errors are as in `load_model`.
+
+    The template has arrays or shapes, in the structure of the model's weights.
+    """
+    found, names = read_tensors(path), named(template)
+    if {n: s.shape for n, s in names.items()} != {n: t.shape for n, t in found.items()}:
+        raise ValueError(f"the tensors in {_file(path, '.safetensors')} do not fit the model")
+    leaves = [jax.numpy.asarray(found[name]) for name in names]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def _file(path: Path | str, suffix: str) -> Path:
+    path = Path(path)
+    is_folder = path.suffix != ".safetensors" or path.is_dir()
+    return path / f"model{suffix}" if is_folder else path.with_suffix(suffix)

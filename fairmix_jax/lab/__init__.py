@@ -1,0 +1,1 @@
+"""The command line: configs, sweeps, engines, benchmarks, and compilation for absent pods."""

@@ -1,0 +1,207 @@
+"""The command line: reads flags, starts a mode, turns errors into exit statuses."""
+
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from fairmix_jax.lab import config as config_lib
+from fairmix_jax.lab.usage import BACKENDS, FLAGS, MODES, answers
+from fairmix_jax.lab.workdir import require_writable
+from fairmix_jax.runtime import cpu, errors, processes
+from fairmix_jax.runtime.console import console, printable
+from fairmix_jax.runtime.errors import Interrupted, UsageError
+
+_FOLDER = Path(__file__).parent
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, FLAGS["config"])
+_WORKDIR = flags.DEFINE_string("workdir", None, FLAGS["workdir"])
+_MODE = flags.DEFINE_enum("mode", "train", list(MODES), FLAGS["mode"])
+_BACKEND = flags.DEFINE_enum("backend", "local", list(BACKENDS), FLAGS["backend"])
+_COORDINATOR = flags.DEFINE_string("coordinator", "", FLAGS["coordinator"])
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, FLAGS["num_processes"])
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, FLAGS["process_id"])
+_CACHE = flags.DEFINE_string(
+    "compilation_cache", "~/.cache/fairmix_jax", FLAGS["compilation_cache"]
+)
+
+
+def main() -> None:
+    """Runs the command line; never returns."""
+    cpu.tune()
+    logging.set_verbosity(logging.WARNING)
+    if answers(sys.argv[1:]):
+        sys.exit(0)
+    sys.argv = _with_config(sys.argv)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app.run(_run, flags_parser=_parse)
+    except errors.RunsFailed as error:
+        message, status = f"{error}; run the same command to try them again", errors.EXIT_FAILED
+    except (Interrupted, KeyboardInterrupt) as stop:
+        message = f"{str(stop) or 'SIGINT'}; run the same command to go on"
+        status = errors.EXIT_INTERRUPTED
+    except Exception as error:
+        message, status = errors.told(error)
+        if processes.is_joined() and not isinstance(error, UsageError):
+            _abandon(error)
+        if not message:
+            raise
+    console.show_cursor(True)
+    print(f"{_speaker()}: {printable(message)}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _stop(number: int, _) -> None:
+    """Outside of the training loop, which has its own way to stop, there is nothing to save."""
+    raise Interrupted(f"{signal.Signals(number).name}: training was not under way")
+
+
+def _run(argv: Sequence[str]) -> None:
+    if _CACHE.value and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        _keep_programs_in(Path(_CACHE.value).expanduser())
+    mode, workdir = _MODE.value, _workdir()
+    if mode in ("report", "benchmark", "compile"):
+        require_writable(workdir)
+        if _BACKEND.value != "local":
+            console.print(f"--backend={_BACKEND.value} is for runs; --mode={mode} is done here")
+    elif _BACKEND.value == "processes":
+        from fairmix_jax.lab.engines import local_processes
+
+        sys.exit(local_processes.run(sys.argv[1:], _NUM_PROCESSES.value))
+    if mode == "report":
+        from fairmix_jax import report
+
+        report.write(workdir, [Path(path) for path in argv[1:]] or [workdir])
+        return
+    if len(argv) > 1:
+        raise UsageError(f"argument {argv[1]!r} is not understood; flags start with --")
+    if _CONFIG.value is None:
+        raise UsageError("--config is missing; give --config=NAME, see `fairmix configs`")
+    config_lib.check(_CONFIG.value)
+    if mode == "sweep" and not _CONFIG.value.sweep.strip():
+        raise UsageError(
+            "sweep='' names no runs; give --config.sweep='field=value,value ...' or a study's "
+            "config"
+        )
+    if mode == "benchmark":
+        from fairmix_jax.lab import benchmark
+
+        benchmark.run(_CONFIG.value, workdir)
+    elif mode == "compile":
+        from fairmix_jax.lab.compile import pod_programs
+
+        pod_programs.run(_CONFIG.value, workdir)
+    else:
+        _train(workdir)
+
+
+def _keep_programs_in(folder: Path) -> None:
+    """Has JAX keep what it compiles; if that is not possible, says so and does without."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(2**16))
+    except OSError as error:
+        reason = f"--compilation_cache={str(folder)!r} cannot be used ({error.strerror})"
+        print(f"{_speaker()}: {reason}; what is compiled is not kept", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _train(workdir: Path) -> None:
+    """Trains and evaluates, or evaluates only, here or where an engine takes the runs."""
+    from fairmix_jax.lab import engines, sweeps
+
+    engine = None if _BACKEND.value == "local" else engines.load(_BACKEND.value)
+    if engine is not None:
+        jax.config.update("jax_platforms", "cpu")  # accelerators are for the runs
+    else:
+        processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        console.quiet = not processes.is_main()
+    sweeps.run(_CONFIG.value, workdir, with_training=_MODE.value != "evaluate", engine=engine)
+
+
+def _workdir() -> Path:
+    if _WORKDIR.value:
+        return Path(_WORKDIR.value)
+    if not _CONFIG.value:
+        raise UsageError("--workdir is missing; give the folder of a run, or --config to start one")
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return Path("runs") / "-".join(filter(None, (Path(path).stem, variant)))
+
+
+def _with_config(argv: list[str]) -> list[str]:
+    """The command line with the path of its config.
+
+    A bare name means one of our own configs. Where overrides or a mode need a config and none is
+    given, it is that of the workdir.
+    """
+    values, arguments = {}, list(argv)
+    for number, argument in enumerate(argv[1:], start=1):
+        flag, equals, value = argument.partition("=")
+        if not equals:
+            value = argv[number + 1] if number + 1 < len(argv) else ""
+        values[flag.lstrip("-")] = value
+        path, colon, variant = value.partition(":")
+        own = _FOLDER / "configs" / f"{path}.py"
+        if flag.lstrip("-") == "config" and path and not Path(path).exists() and own.exists():
+            place, prefix = (number, f"{flag}=") if equals else (number + 1, "")
+            arguments[place] = f"{prefix}{own}{colon}{variant}"
+    if "config" in values or "workdir" not in values or values.get("mode") == "report":
+        return arguments
+    saved = _FOLDER / "workdir.py"
+    return [argv[0], f"--config={saved}:{values['workdir']}", *arguments[1:]]
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is not None:
+            _ = _CONFIG.value.is_locked  # a config file that cannot be read says so on first use
+        return rest
+    except OSError as error:
+        reason = " ".join(str(error.__cause__).split())
+        raise UsageError(
+            f"--config cannot be read: {reason}; `fairmix configs` lists ours"
+        ) from error
+    except (KeyError, AttributeError) as error:
+        name = str(error.args[0]).splitlines()[0].strip("'\"")  # without a guess at what was meant
+        unknown = [argument for argument in argv if name in argument]
+        raise UsageError(
+            f"{' '.join(unknown) or name} names no config field; `fairmix fields` shows them all"
+        ) from error
+    except (flags.Error, ValueError, TypeError) as error:
+        message = str(error).strip()
+        if "Error whilst parsing config file" in message:
+            message = "--config: " + message.splitlines()[-1].removeprefix("ValueError: ")
+        raise UsageError(" ".join(message.split())) from error
+
+
+def _abandon(error: Exception) -> NoReturn:
+    """Leaves the other processes at once, who then end too: waiting for them would not end."""
+    traceback.print_exception(error)
+    is_of_devices = isinstance(error, jax.errors.JaxRuntimeError)
+    lost = "another process is gone, or a device failed: " if is_of_devices else ""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    print(f"{_speaker()}: {lost}{reason}; run the same command to go on", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(errors.EXIT_FAILED)
+
+
+def _speaker() -> str:
+    name = Path(sys.argv[0]).name
+    if not processes.is_joined():
+        return name
+    return f"{name}, process {jax.process_index()} of {jax.process_count()}"

@@ -1,0 +1,1 @@
+"""`--mode=compile`: compiles the programs of a config for TPUs that need not be here."""

@@ -1,0 +1,142 @@
+"""Evaluation of the weights of a run, or of any other model beside runs."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from safetensors import SafetensorError
+
+from fairmix_jax import classwise, data, export
+from fairmix_jax.classwise import image_verdicts
+from fairmix_jax.data import batches
+from fairmix_jax.export import model_card
+from fairmix_jax.lab import earlier
+from fairmix_jax.lab.schema import as_plain
+from fairmix_jax.lab.workdir import record, recorded
+from fairmix_jax.models.described import logits_partial, weights_template
+from fairmix_jax.runtime import processes
+from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.runtime.json_files import write_json
+from fairmix_jax.runtime.provenance import provenance
+from fairmix_jax.runtime.version import VERSION
+from fairmix_jax.training.checkpoints import digest, stored_weights
+from fairmix_jax.training.settings import Settings
+from fairmix_jax.training.task import Task
+from fairmix_jax.types import Weights
+
+
+def run(settings: Settings, task: Task, directory: Path) -> dict[str, Any]:
+    """Evaluates the weights in a workdir on the test set and adds the results to those there.
+
+    An attack that is there is kept, and not done again, if weights, images, radius and the settings
+    that it reads are the same; what is kept and what is not, and why, is said.
+    Writes `evaluation.json`, `model.safetensors`, `model.json`, `model_card.md`, and what
+    `classwise.evaluate` writes. AutoAttack goes on where it was interrupted. Of several
+    processes all call this, and the main one writes. Returns the content of `evaluation.json`.
+
+    Raises:
+      UsageError: there is no trained model in `directory`, an attack is unknown, or a file is
+        evaluated in the folder of a run.
+    """
+    given = settings.evaluate
+    weights, facts = load_weights(directory, given.weights, task)
+    if given.weights.endswith(".safetensors") or not recorded(directory):
+        record(directory)
+    rows = data.balanced_rows(task.dataset.test.labels, given.num_examples)
+    images, labels = task.dataset.test.take(rows)
+    identity = {
+        "weights_sha256": digest(weights),
+        "images_sha256": image_verdicts.fingerprint(labels, batches.as_float(images)),
+        "threat": {"norm": task.threat.norm, "epsilon": task.threat.epsilon},
+        "version": VERSION,
+    }
+    apply_fn, search = task.model.apply, None
+    if given.search_dtype != "float32":
+        search = logits_partial(apply_fn, weights, jnp.dtype(given.search_dtype))
+    found = classwise.evaluate(
+        logits_partial(apply_fn, weights), images, labels,
+        class_names=task.dataset.class_names, threat=task.threat,
+        settings=dataclasses.replace(given, seed=settings.seed), rows=rows, search=search,
+        directory=directory, known=earlier.kept(directory, identity, as_plain(given)),
+    )  # fmt: skip
+    evaluation = {
+        "schema": 1, "dataset": settings.data.name, "weights": given.weights, **found, **identity,
+        "settings": as_plain(given) | {"attacks": found["settings"]["attacks"]},
+        "provenance": provenance(),
+    }  # fmt: skip
+    if processes.is_main():
+        export.save_model(directory, weights, task.model_card | facts, evaluation)
+        model_card.write(directory, evaluation, bounds=task.threat.bounds)
+        write_json(directory / "evaluation.json", evaluation)
+    return evaluation
+
+
+def save_foreign(
+    directory: Path, found: Mapping[str, Any], *, method: str, dataset: str, seed: int = 0
+) -> None:
+    """Writes what `classwise.evaluate` found of a model not trained here, for reports.
+
+    `directory` gets `evaluation.json`, `config.json` and `run.json`; `report.write` then compares
+    it with runs of the same data (`config.data.name`), classes and threat.
+
+    `method` is the model's name in reports, `seed` that of its training; models that share a
+    method are its seeds. Raises a `UsageError` if `directory` holds a run.
+    """
+    if processes.from_main((directory / "checkpoints").exists):
+        raise UsageError(f"{str(directory)!r} holds a run; give a folder of its own")
+    content = {
+        "schema": 1, "dataset": dataset, "weights": "foreign", "method": method, **found,
+        "provenance": provenance(),
+    }  # fmt: skip
+    processes.from_main(lambda: write_json(directory / "config.json", {"seed": seed}))
+    processes.from_main(lambda: write_json(directory / "evaluation.json", content))
+    record(directory)
+
+
+def load_weights(workdir: Path, which: str, task: Task) -> tuple[Weights, dict[str, Any]]:
+    """Returns weights that fit the task's model, and facts about them.
+
+    `which` are the `"best"` or `"last"` of a run, or an exported model as a file, wherever it lies.
+    Raises a `UsageError` if `workdir` has no sound checkpoint of them, or the file does not fit, or
+    `workdir` has a run of its own.
+    """
+    if which.endswith(".safetensors"):
+        if processes.from_main((workdir / "checkpoints").exists):
+            raise UsageError(  # for its files are those of its own model
+                f"workdir={str(workdir)!r} holds a run, whose files evaluate.weights={which!r} "
+                "would replace; give another --workdir"
+            )
+        return processes.from_main(partial(_exported, which, task))
+    restored = stored_weights(workdir, which, task.model)
+    if restored is None:
+        raise UsageError(
+            f"evaluate.weights={which!r} are not in workdir={str(workdir)!r}; "
+            "train there first with --mode=train, and for 'best' with data.val_fraction > 0"
+        )
+    return restored
+
+
+def has_weights(workdir: Path, which: str, task: Task) -> bool:
+    """Whether `load_weights` has weights of a run to return; those of a file are not looked at."""
+    try:
+        return which.endswith(".safetensors") or bool(load_weights(workdir, which, task))
+    except UsageError:
+        return False
+
+
+def _exported(path: str, task: Task) -> tuple[Weights, dict[str, Any]]:
+    try:
+        card, own = export.read_card(path), json.loads(json.dumps(task.model_card))
+        if differing := [name for name in own if card.get(name) != own[name]]:
+            raise ValueError(f"its {differing[0]} is {card.get(differing[0])}")
+        weights = export.read_weights(path, weights_template(task.model))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UsageError(
+            f"evaluate.weights={path!r} is not a model of this config: {error}; give its config, "
+            "or another file with its card beside it"
+        ) from error
+    return weights, {name: value for name, value in card.items() if name not in own}

@@ -1,0 +1,29 @@
+"""Adversarial weight perturbation: the gradient is taken at weights moved against it."""
+
+import jax
+import jax.numpy as jnp
+
+from fairmix_jax.types import Array, Params, Source
+
+SOURCE = Source("Wu et al. 2020, arXiv 2004.05884", "csdongxian/AWP", "MIT")
+
+
+def perturb(params: Params, gradient: Params, *, gamma: Array | float) -> Params:
+    """Returns `w + gamma ||w|| g / ||g||` for every weight tensor of a layer.
+
+    Biases and normalisation parameters (of one dimension) stay. A tensor without gradient
+    stays. The original takes one step of plain gradient ascent on a copy of the network and
+    rescales the difference; its learning rate cancels, so there is none here. The published
+    `gamma` is 0.01 for PGD-AT, 0.005 for TRADES.
+
+    Reference: formulas as described from the official code.
+    """
+
+    def one(weight: Array, gradient: Array) -> Array:
+        if weight.ndim < 2:
+            return weight
+        length = jnp.linalg.norm(gradient.ravel())
+        factor = gamma * jnp.linalg.norm(weight.ravel()) / (length + 1e-20)
+        return weight + factor * gradient
+
+    return jax.tree.map(one, params, gradient)

@@ -1,0 +1,180 @@
+"""The report of a study on the two-Gaussian mixture: theory, test set and training side by side."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import vl_convert
+from scipy import special
+
+from fairmix_jax import theory
+from fairmix_jax.classwise import metrics
+from fairmix_jax.data import gaussian
+from fairmix_jax.export import read_tensors
+from fairmix_jax.report.runs import Run, find
+from fairmix_jax.runtime import templates
+from fairmix_jax.runtime.console import console
+from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.runtime.json_files import write_bytes
+from fairmix_jax.runtime.tables import Table, publish
+from fairmix_jax.theory import surrogates
+
+_LABELS = {"ce": "logistic", "squared": "squared", "zero_one": "smooth 0-1"}
+_SETTING = ["loss", "ratio", "separation", "budget", "num_samples", "weight_decay"]
+
+
+def write(directory: Path, workdirs: Sequence[Path]) -> None:
+    """Writes `report/theory.md` and `report/theory.png` and prints the table.
+
+    For every setting of `workdirs`, runs of linear models on the Gaussian mixture: the bias and
+    the disparities of the trained classifiers, exactly from their weights, then measured on the
+    test set under PGD, beside the prediction.
+    """
+    every = (run for path in workdirs for run in find(path))
+    runs = pd.DataFrame([_setting(run.config) | _trained(run) | _tested(run) for run in every])
+    output = directory / "report"
+    publish(output / "theory.md", [_table(runs)])
+    spec = json.loads(templates.read("fairmix_jax.report", "gaussian.json"))
+    spec["datasets"] = {"disparities": list(_disparities(runs)), "plane": list(_plane(runs))}
+    spec["hconcat"][-1]["title"] = f"{_LABELS[runs.loss[0]]} loss"
+    write_bytes(output / "theory.png", vl_convert.vegalite_to_png(spec, scale=1.5))
+    console.print(f"theory: {output / 'theory.md'} and {output / 'theory.png'}", soft_wrap=True)
+
+
+def _setting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The setting of a run; lengths are in units of the narrow class's deviation.
+
+    `ratio`, `separation` and `budget` are `K`, `m` and `e` of training and test, `num_samples` is
+    `k` of uniform same-class mixing. `weight_decay` is on the slope of the one-dimensional
+    classifier, half of that on each of the two columns of the softmax's matrix.
+    """
+    mixed = config["mixing.name"] == "same_class"
+    return {
+        "loss": config["base.loss"],
+        "ratio": config["data.ratio"],
+        "separation": config["data.separation"],
+        "budget": round(config["attack.epsilon"] * config["data.dimension"] ** 0.5, 6),
+        "num_samples": config["mixing.num_samples"] if mixed else 1,
+        "weight_decay": config["optim.weight_decay"] / 2,
+    }
+
+
+def _trained(run: Run) -> dict[str, float]:
+    """Bias and disparities `risk(+) - risk(-)`, natural and adversarial, from the weights.
+
+    Distances are along the classifier's own direction, then follow closed forms: S1, also for a
+    classifier that points the wrong way.
+    """
+    tensors = read_tensors(run.path)
+    kernel = np.asarray(tensors["params/Dense_0/kernel"], np.float64)
+    direction = kernel[:, 1] - kernel[:, 0]
+    minus, plus = (float(value) for value in tensors["params/Dense_0/bias"])
+    found = {"bias": (plus - minus) / float(np.linalg.norm(direction))}
+    mean = np.full(len(direction), run.config["data.separation"] / len(direction) ** 0.5)
+    separation, budget = surrogates.project(direction, mean, epsilon=run.config["attack.epsilon"])
+    for risk, margin in (("natural", separation), ("adversarial", separation - budget)):
+        of_plus = special.ndtr(-(margin + found["bias"]) / run.config["data.ratio"])
+        found[risk] = float(of_plus - special.ndtr(-(margin - found["bias"])))
+    return found
+
+
+def _tested(run: Run) -> dict[str, float]:
+    """The disparities on the test set: of clean images, and under the PGD with the most steps."""
+    attacks = run.evaluation["attacks"]
+    steps = {int(name[3:]): name for name in attacks if re.fullmatch(r"pgd\d+", name)}
+    if "clean" not in attacks or not steps:
+        raise UsageError(
+            f"{run.path} was evaluated with {', '.join(attacks)}; this report needs clean and a PGD"
+        )
+    results = [attacks[name] for name in ("clean", steps[max(steps)])]
+    accuracies = [np.divide(r["class_correct"], r["class_total"]) for r in results]
+    clean, attacked = (float(minus - plus) for minus, plus in accuracies)
+    return {"natural_test": clean, "adversarial_test": attacked}
+
+
+def _predicted(setting: Any, num_samples: float) -> dict[str, float]:
+    """As `_trained`, of the classifier that theory predicts for a loss."""
+    model, s = (setting.separation - setting.budget, setting.ratio), 1 / num_samples
+    if setting.loss == "squared":
+        bias = 0.0
+    elif setting.loss == "ce":
+        bias = surrogates.logistic_bias(*model, s=s, weight_decay=setting.weight_decay)[1]
+    else:
+        bias = theory.optimal_bias(*model, s=s)
+    clean, attacked = (
+        theory.disparity(bias, setting.separation, setting.ratio, budget=budget)
+        for budget in (0.0, setting.budget)
+    )
+    return {"bias": float(bias), "natural": float(clean), "adversarial": float(attacked)}
+
+
+def _table(runs: pd.DataFrame) -> Table:
+    header = [
+        "loss", "K", "m", "e", "k", "decay", "seeds", "bias trained", "theory", "D nat trained",
+        "D nat test", "D nat theory", "D adv trained", "D adv test", "D adv theory",
+    ]  # fmt: skip
+    columns = ["bias", "bias_theory", "natural", "natural_test", "natural_theory"]
+    columns += ["adversarial", "adversarial_test", "adversarial_theory"]
+    rows = []
+    for _, seeds in runs.groupby(_SETTING, sort=False):
+        setting = seeds.iloc[0]
+        predicted = _predicted(setting, setting.num_samples)
+        cells = {f"{name}_theory": f"{value:.4f}" for name, value in predicted.items()}
+        cells |= seeds.drop(columns=_SETTING).apply(_cell).to_dict()
+        numbers = [*(f"{setting[name]:g}" for name in _SETTING[1:]), str(len(seeds))]
+        rows.append([_LABELS[setting.loss], *numbers, *(cells[name] for name in columns)])
+    caption = (
+        "adversarial training on k-sample averages of one class; D = risk(+) - risk(-), mean ± "
+        "95 % t interval over seeds; trained: exactly from the weights; test: clean and PGD; "
+        "theory: the population optimum, of the 0-1 loss for its smooth version"
+    )
+    return Table(caption, header, rows)
+
+
+def _cell(values: pd.Series) -> str:
+    mean, half = metrics.mean_interval(values)
+    return f"{mean:.4f} ± {half:.4f}" if np.isfinite(half) else f"{mean:.4f}"
+
+
+def _alike(runs: pd.DataFrame, fields: list[str]) -> pd.DataFrame:
+    """The runs that share these fields with the first."""
+    return runs[(runs[fields] == runs[fields].iloc[0]).all(axis=1)]
+
+
+def _disparities(runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Returns curves of theory over `s` for the first setting's mixture, and what was trained."""
+    titles = {risk: f"{risk} disparity, risk(+) - risk(-)" for risk in ("natural", "adversarial")}
+    alike = _alike(runs, ["ratio", "separation", "budget"])
+    for _, curve in alike.groupby(["loss", "weight_decay"], sort=False):
+        setting = curve.iloc[0]
+        decay = f", decay {setting.weight_decay:g}" if setting.weight_decay else ""
+        for risk, title in titles.items():
+            known = {"loss": _LABELS[setting.loss] + decay, "risk": title}
+            for k in curve.num_samples.unique():
+                mean, half = metrics.mean_interval(curve[risk][curve.num_samples == k])
+                ends = {"low": mean - half, "high": mean + half} if np.isfinite(half) else {}
+                yield known | {"s": 1 / k, "trained": mean} | ends
+            for k in np.arange(1.0, 4.01, 0.25):
+                yield known | {"s": 1 / k, "theory": _predicted(setting, k)[risk]}
+
+
+def _plane(runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """A sample of the first mixture in two dimensions, and the lines where classifiers decide."""
+    first = runs.iloc[0]
+    sample = gaussian.make(
+        dimension=2, separation=first.separation, ratio=first.ratio, examples_per_class=400,
+        test_per_class=1,
+    ).train  # fmt: skip
+    for (x, y), label in zip(sample.images.reshape(-1, 2), sample.labels, strict=True):
+        yield {"what": f'class "{"-+"[label]}"', "x": float(x), "y": float(y)}
+    alike = _alike(runs, [field for field in _SETTING if field != "num_samples"])
+    biases = alike.groupby("num_samples", sort=False).bias.mean()
+    lines = {f"trained, k = {k}": bias for k, bias in biases.items()}
+    lines["equal error"] = theory.equal_error_bias(first.separation - first.budget, first.ratio)
+    for name, bias in lines.items():
+        for x in (-8.0, 8.0):
+            yield {"what": name, "is_line": True, "x": x, "y": float(-bias * 2**0.5 - x)}

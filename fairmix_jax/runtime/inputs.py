@@ -1,0 +1,155 @@
+"""What is checked before images, labels and a model are believed, in every entry point.
+
+A `ValueError` names in one line what does not fit, and the remedy. Shapes and types are checked
+always, values where they are known: not where JAX traces them.
+"""
+
+from numbers import Integral
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.tree_util import Partial
+
+from fairmix_jax.types import Array, LogitsFn, ThreatModel
+
+_COUPLED = 1e-3  # of the largest logit; rounding in another place of a batch is far less
+
+
+def check_batch(images: Any, labels: Any, threat: ThreatModel | None = None) -> None:
+    """Checks images `[B, H, W, C]`, floats inside the threat's bounds, and their labels."""
+    check_images(images)
+    if jnp.ndim(images) != 4:
+        raise ValueError(f"images has shape {jnp.shape(images)}; give [B, H, W, C]")
+    check_labels(labels, len(images))
+    if threat is not None and jnp.ndim(threat.epsilon):
+        raise ValueError(
+            f"threat.epsilon has shape {jnp.shape(threat.epsilon)}; give one radius, or map over "
+            "several with jax.vmap"
+        )
+    if threat is None or isinstance(images, Tracer) or not len(images):
+        return
+    (low, high), known = threat.bounds, np.asarray(images)
+    smallest, largest = (float(value) for value in (known.min(), known.max()))
+    slack = 1e-6 * (high - low) if np.isfinite(high - low) else 0.0  # mixed images are rounded
+    is_inside = low - slack <= smallest and largest <= high + slack
+    if not (is_inside and np.isfinite([smallest, largest]).all()):
+        raise ValueError(
+            f"images range over [{smallest}, {largest}]; give finite values inside "
+            f"threat.bounds={threat.bounds}, with any normalisation inside logits_fn"
+        )
+
+
+def check_images(images: Any) -> None:
+    """Checks that images are floats."""
+    if not hasattr(images, "dtype"):
+        raise ValueError(f"images is of type {type(images).__name__}; give an array of floats")
+    dtype = jnp.result_type(images)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"images has type {dtype}; give floats, e.g. images / 255")
+
+
+def check_labels(labels: Any, num_images: int, num_classes: int | None = None) -> None:
+    """Checks that labels are `[B]` class numbers, from 0 to `num_classes - 1`."""
+    if jnp.shape(labels) != (num_images,):
+        raise ValueError(f"labels has shape {jnp.shape(labels)}; give ({num_images},), one each")
+    dtype = labels.dtype if hasattr(labels, "dtype") else np.asarray(labels).dtype
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"labels has type {dtype}; give integers, a class number for each image")
+    if isinstance(labels, Tracer) or not num_images:
+        return
+    known = np.asarray(labels)
+    low, high = int(known.min()), int(known.max())
+    limit = np.iinfo(np.int32).max if num_classes is None else num_classes - 1
+    if low < 0 or high > limit:
+        last = "" if num_classes is None else f" to {limit}, one of logits_fn's classes"
+        raise ValueError(f"labels range over [{low}, {high}]; give class numbers from 0{last}")
+
+
+def check_whole(low: int, **given: Any) -> None:
+    """Checks that each is a whole number of at least `low`."""
+    for name, value in given.items():
+        if not isinstance(value, Integral) or value < low:
+            raise ValueError(f"{name}={value!r} is not a whole number of at least {low}")
+
+
+def check_finite(low: float, high: float = np.inf, **given: Any) -> None:
+    """Checks that numbers, or arrays of them, are finite and in a range, where they are known."""
+    for name, value in given.items():
+        if isinstance(value, Tracer) or value is None:
+            continue
+        try:
+            known = np.asarray(value, np.float64)
+        except (TypeError, ValueError):
+            known = np.asarray(np.nan)
+        if not (np.isfinite(known) & (low <= known) & (known <= high)).all():
+            limit = f"between {low:g} and {high:g}" if np.isfinite(high) else f"of at least {low:g}"
+            raise ValueError(f"{name}={value!r} is not a finite number {limit}")
+
+
+def check_rows(name: str, rows: Any, num_images: int) -> None:
+    """Checks that there is a whole number for each image, which tells its random numbers apart."""
+    kind = np.asarray(rows).dtype if isinstance(rows, list | tuple) else jnp.result_type(rows)
+    if jnp.shape(rows) != (num_images,) or not jnp.issubdtype(kind, jnp.integer):
+        raise ValueError(
+            f"{name} has shape {jnp.shape(rows)} and type {kind}; give integers of shape "
+            f"({num_images},), one each"
+        )
+
+
+def checked_model(logits_fn: LogitsFn, labels: Any) -> LogitsFn:
+    """Returns the model with logits that are `[B, K]` and, from half precision, float32.
+
+    What it returns is checked while it is traced or called, and the labels against `K`.
+    """
+
+    def checked(images: Array) -> Array:
+        logits = checked_logits(logits_fn(images), len(images))
+        check_labels(labels, len(labels), logits.shape[1])
+        return logits
+
+    return checked
+
+
+def checked_logits(logits: Any, num_images: int) -> Array:
+    """Returns logits of so many images, float32 if they are less; else raises a `ValueError`."""
+    shape = getattr(logits, "shape", None)
+    is_sound = shape is not None and len(shape) == 2 and shape[0] == num_images
+    if not is_sound or not jnp.issubdtype(logits.dtype, jnp.floating):
+        given = type(logits).__name__ if shape is None else f"{logits.dtype} of shape {shape}"
+        raise ValueError(
+            f"logits_fn returns {given} for {num_images} images; give floats of shape "
+            f"({num_images}, K), the logits alone"
+        )
+    return as_single(logits)
+
+
+def check_apart(logits_fn: LogitsFn, images: Array | np.ndarray) -> None:
+    """Checks that a model's answer to an image does not depend on the others in its batch.
+
+    It is called on two batches of up to four images that have the first one in common.
+    """
+    model = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    several = np.asarray(images)[np.unique(np.linspace(0, len(images) - 1, 4).astype(int))]
+    logits = np.asarray(_forward(model, several))
+    again = np.asarray(_forward(model, np.repeat(several[:1], len(several), axis=0)))
+    size = np.abs(logits).max(initial=0.0, where=np.isfinite(logits))
+    difference = np.max(np.abs(logits[0] - again[0]))
+    if difference > _COUPLED * size:
+        raise ValueError(
+            f"logits_fn answers an image with logits that differ by {difference:.3g} when the "
+            "other images of its batch change; give a model that judges every image by itself, "
+            "e.g. batch norm with running statistics"
+        )
+
+
+@jax.jit
+def _forward(model: Partial, images: Array) -> Array:
+    return checked_logits(model(images), len(images))
+
+
+def as_single(values: Any) -> Any:
+    """Returns an array of half precision as float32, any other as it is."""
+    return values.astype(jnp.float32) if values.dtype.itemsize < 4 else values

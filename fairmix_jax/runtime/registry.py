@@ -1,0 +1,101 @@
+"""Members of an axis, found by name: adding one is adding a file.
+
+A member is a module in a folder `fairmix_jax/<axis>/` with a function `make`, whose keyword
+arguments are the member's config fields and whose defaults and annotations are theirs: a type,
+or one with limits, such as `declared.Share`.
+"""
+
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fairmix_jax.runtime import declared
+from fairmix_jax.runtime.errors import UsageError
+
+AXES = {
+    "data": "data", "model": "models", "base": "bases", "rule": "rules", "averaging": "averaging",
+}  # fmt: skip
+"""The axis that each section of a config chooses from."""
+
+_SECTION = {axis: section for section, axis in AXES.items()}
+_PACKAGES = {axis: f"methods.{axis}" for axis in ("bases", "rules", "averaging")}
+
+
+def names(axis: str) -> list[str]:
+    """Returns the members of an axis, e.g. `"bases"` or `"models"`, sorted.
+
+    Besides the package's own, these are the files in any folder `fairmix_jax/<axis>` on
+    Python's path, as long as `fairmix_jax` there is a bare folder and not another copy of
+    this package.
+    """
+    return list(_members(axis))
+
+
+def _members(axis: str) -> dict[str, Any]:
+    """The modules of an axis that have a `make`, by name; its package can import them all."""
+    package: Any = importlib.import_module(f"fairmix_jax.{_PACKAGES.get(axis, axis)}")
+    for entry in sys.path:
+        folder = Path(entry or ".").absolute() / "fairmix_jax"
+        path = str(folder / axis)
+        is_new = path not in package.__path__ and (folder / axis).is_dir()
+        if is_new and not (folder / "__init__.py").exists():
+            package.__path__.append(path)
+    found = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    public = [name for name in found if not name.startswith("_")]
+    modules = {name: importlib.import_module(f"{package.__name__}.{name}") for name in public}
+    return {name: module for name, module in modules.items() if hasattr(module, "make")}
+
+
+def member(axis: str, name: str) -> Any:
+    """Returns the module of a member.
+
+    Raises:
+      UsageError: there is no such member; the message lists those there are.
+    """
+    members = _members(axis)
+    declared.Field(f"{_SECTION[axis]}.name", str, str, "", choices=list(members)).require(name)
+    return members[name]
+
+
+def load(axis: str, name: str) -> Callable[..., Any]:
+    """Returns the `make` function of a member; errors as in `member`."""
+    return member(axis, name).make
+
+
+def fields(axis: str, name: str) -> dict[str, declared.Field]:
+    """Returns the config fields of a member by the names of its arguments."""
+    made_by = inspect.signature(load(axis, name)).parameters.values()
+    return {
+        p.name: declared.field(f"{_SECTION[axis]}.{p.name}", p.annotation, p.default)
+        for p in made_by
+        if p.kind is p.KEYWORD_ONLY
+    }
+
+
+def parameters(axis: str, name: str) -> dict[str, Any]:
+    """Returns the config fields of a member with their default values."""
+    return {name: field.default for name, field in fields(axis, name).items()}
+
+
+def arguments(axis: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the complete keyword arguments of the member that `chosen` names.
+
+    That is a config section: `name` and any fields, of which `None` is the member's default.
+
+    Raises:
+      UsageError: a field is set that the chosen member does not have, or to a wrong value.
+    """
+    known = fields(axis, chosen["name"])
+    given = {k: v for k, v in chosen.items() if k != "name" and v is not None}
+    for field, value in given.items():
+        if field not in known:
+            raise UsageError(
+                f"{_SECTION[axis]}.{field}={declared.shown(value)} does not belong to "
+                f"{chosen['name']!r}, which takes {', '.join(known) or 'no fields'}; remove it"
+            )
+        known[field].require(value)
+    return {name: field.default for name, field in known.items()} | given

@@ -1,0 +1,1 @@
+"""One training run: the step, the loop around it, validation and checkpoints."""

@@ -1,0 +1,185 @@
+"""From settings to the pure parts of a run."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fairmix_jax import types as t
+from fairmix_jax.data import batches
+from fairmix_jax.methods import mixing
+from fairmix_jax.methods.training_attack import TrainingAttack
+from fairmix_jax.runtime import registry
+from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.runtime.json_files import read_json
+from fairmix_jax.training.checkpoints import stored_weights
+from fairmix_jax.training.settings import Member, Optimizer, Settings
+from fairmix_jax.training.step import TrainStep, initial_state, make_train_step
+from fairmix_jax.training.task import Task
+
+
+class Trainer(NamedTuple):
+    """A run's pure parts.
+
+    Attributes:
+      initial_state: before the first step.
+      train_step: see `step.make_train_step`.
+      rule, averaging: as given to the step; the loop calls their other functions.
+      frozen_base: the base with the model in evaluation mode and nothing of the rule in its
+        attack, for validation.
+    """
+
+    initial_state: t.TrainState
+    train_step: TrainStep
+    rule: t.Rule
+    averaging: t.Averaging
+    frozen_base: t.Base
+
+    def evaluated_weights(self, state: t.TrainState) -> t.Weights:
+        """Returns the weights to evaluate: averaged, if there is an average, and finished."""
+        weights = t.Weights(state.params, state.batch_stats)
+        return self.rule.finish(self.averaging.weights(state.average, weights))
+
+
+def hot_start(settings: Settings, task: Task) -> t.Weights | None:
+    """Returns the weights of another run that `hot_start.workdir` names, `None` for none.
+
+    Raises:
+      UsageError: they are not there, belong to another network, or were trained on images
+        that this run validates with.
+    """
+    chosen, source = settings.hot_start, Path(settings.hot_start.workdir)
+    if not chosen.workdir:
+        return None
+    theirs, ours = (read_json(source / "config.json") or {}).get("data", {}), settings.data
+    is_same = (theirs.get("name"), theirs.get("num_train")) == (ours.name, ours.num_train)
+    # Validation parts of one data set are nested, so the larger one holds the smaller.
+    if is_same and theirs["val_fraction"] < ours.val_fraction:
+        raise UsageError(
+            f"hot_start.workdir={chosen.workdir!r} was trained with data.val_fraction="
+            f"{theirs['val_fraction']} on images that this run validates with; train it with "
+            f"data.val_fraction={ours.val_fraction}, or lower it here"
+        )
+    try:
+        restored = stored_weights(source, chosen.weights, task.model)
+    except UsageError as error:
+        raise UsageError(f"hot_start.workdir={chosen.workdir!r}: {error}") from error
+    if restored is None:
+        raise UsageError(
+            f"hot_start.workdir={chosen.workdir!r} holds no {chosen.weights!r} weights; name the "
+            "folder of a finished run with the same model and classes"
+        )
+    return restored[0]
+
+
+def assemble(settings: Settings, task: Task, *, total_steps: int, key: t.Key) -> Trainer:
+    """Returns the training step and the initial state of a run; the key is consumed.
+
+    Raises:
+      UsageError: a member or a number does not fit, or a member reads a validation set that
+        is not there.
+    """
+    num_classes = len(task.dataset.class_names)
+    rule = _member("rules", settings.rule, num_classes)
+    averaging = _member("averaging", settings.averaging)
+    readers = {"rule": set(rule.reads) & t.VALIDATION, "averaging": averaging.end_epoch}
+    counts = np.bincount(task.validation.labels, minlength=num_classes)
+    lacking = [label for label in np.unique(task.train.labels) if not counts[label]]
+    for reader, what in readers.items():
+        if what and lacking:
+            name = task.dataset.class_names[lacking[0]]
+            which = f"no image of {name!r} is in it" if counts.any() else "there is none"
+            raise UsageError(
+                f"{reader}.name={getattr(settings, reader).name!r} reads a validation set and "
+                f"{which}; raise data.val_fraction={settings.data.val_fraction}"
+            )
+    given, apply_fn = settings.attack, task.model.apply
+    attack = TrainingAttack(
+        task.threat, given.num_steps, given.step_size, given.batch_norm, targets=rule.targets
+    )
+    base = _member("bases", settings.base, apply_fn, attack)
+
+    def frozen_apply(params, batch_stats, images, *, train, **options):
+        """The model that normalises with running statistics whatever it is asked to do."""
+        del train
+        return apply_fn(params, batch_stats, images, train=False, **options)
+
+    untargeted = dataclasses.replace(attack, targets=None)
+    frozen_base = _member("bases", settings.base, frozen_apply, untargeted)
+    options = dataclasses.asdict(settings.mixing)
+    part_mixed = 1 - options.pop("off_epochs") / settings.total_epochs
+    crop_padding, flip = settings.data.crop_padding, settings.data.flip
+    tx = _built(optimizer, settings.optim, total_steps=total_steps)
+    train_step = make_train_step(
+        augment=partial(batches.augment, crop_padding=crop_padding, flip=flip),
+        mixing=_built(mixing.make, num_classes=num_classes, **options),
+        base=base, rule=rule, averaging=averaging, tx=tx, num_parts=settings.num_parts,
+        mixing_steps=round(total_steps * part_mixed), awp_gamma=settings.awp.gamma,
+        awp_from_step=round(total_steps * settings.awp.warmup_epochs / settings.total_epochs),
+    )  # fmt: skip
+    weights = t.Weights(*_built(task.model.init, key))
+    _built(rule.finish, weights)  # raises if it does not fit the model
+    state = initial_state(weights, tx=tx, rule=rule, averaging=averaging)
+    return Trainer(state, train_step, rule, averaging, frozen_base)
+
+
+def optimizer(given: Optimizer, *, total_steps: int) -> optax.GradientTransformation:
+    """Returns the optimizer of a run of so many steps; schedules are in parts of it.
+
+    Weight decay is the L2 penalty of the robust-training literature: `weight_decay` times
+    the parameters is added to the gradient, before momentum. Without `decay_biases` parameters
+    of one dimension do not decay; with it they do, as in PyTorch's SGD. Cosine and linear
+    schedules end at zero; a warm-up rises linearly from it. Adam has no use for `momentum`.
+
+    Raises:
+      ValueError: `decays` is given and has not one number a milestone.
+    """
+    milestones, decays, largest = given.milestones, given.decays, given.learning_rate
+    if decays and len(decays) != len(milestones):
+        raise ValueError(
+            f"optim.decays has {len(decays)} numbers for {len(milestones)} optim.milestones"
+        )
+    warmup_steps = round(given.warmup * total_steps)
+    rest = max(total_steps - warmup_steps, 1)
+    if given.schedule == "piecewise":
+        steps = [round(fraction * total_steps) - warmup_steps for fraction in milestones]
+        factors = decays or [given.decay] * len(milestones)
+        factor_at = dict(zip(steps, factors, strict=True))
+        rate = optax.piecewise_constant_schedule(largest, factor_at)
+    elif given.schedule == "cosine":
+        rate = optax.cosine_decay_schedule(largest, rest)
+    elif given.schedule == "linear":
+        rate = optax.linear_schedule(largest, 0.0, rest)
+    else:
+        rate = optax.constant_schedule(largest)
+    if warmup_steps:
+        ramp = optax.linear_schedule(0.0, largest, warmup_steps)
+        rate = optax.join_schedules([ramp, rate], [warmup_steps])
+
+    def rate_at(count: Any) -> Any:  # optax's schedules mix types if given integers
+        return rate(jnp.asarray(count, jnp.float32))
+
+    if given.name == "sgd":
+        update = optax.sgd(rate_at, momentum=given.momentum, nesterov=given.nesterov)
+    else:
+        update = optax.adam(rate_at)
+    mask = None if given.decay_biases else partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
+    return optax.chain(optax.add_decayed_weights(given.weight_decay, mask), update)
+
+
+def _member(axis: str, chosen: Member, *arguments: Any) -> Any:
+    fields = registry.arguments(axis, {**chosen.arguments, "name": chosen.name})
+    return _built(registry.load(axis, chosen.name), *arguments, **fields)
+
+
+def _built(make: Callable[..., Any], *arguments: Any, **fields: Any) -> Any:
+    try:
+        return make(*arguments, **fields)
+    except ValueError as error:
+        raise UsageError(str(error)) from error

@@ -1,0 +1,85 @@
+"""The task of a run: data, model and threat, which training and evaluation share."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fairmix_jax import data
+from fairmix_jax.data import Dataset, Split
+from fairmix_jax.models.described import build_model
+from fairmix_jax.runtime import declared
+from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.training.settings import Settings
+from fairmix_jax.types import Model, ThreatModel
+
+
+class Task(NamedTuple):
+    """The fixed surroundings of a run: what is to be learned, and against whom.
+
+    Attributes:
+      train, validation: disjoint parts of the data set's training set.
+      model_card: what rebuilds `model`: name, arguments, image shape, mean, std, classes.
+    """
+
+    dataset: Dataset
+    train: Split
+    validation: Split
+    model: Model
+    model_card: dict[str, Any]
+    threat: ThreatModel
+
+
+def build(settings: Settings, load: Callable[..., Dataset] = data.load) -> Task:
+    """Returns the data, model and threat that the settings name; `load` is like `data.load`.
+
+    The mean and standard deviation that the model normalises with are those of the training
+    part in pixel units, one a channel, to four decimals; float data is not normalised.
+
+    Raises:
+      UsageError: a setting has a wrong value; the data cannot be loaded, or is smaller than a batch
+        or than `data.crop_padding`.
+    """
+    declared.check(settings)
+    chosen, attack = settings.data, settings.attack
+    section = {"name": chosen.name, "dir": chosen.dir, "num_train": chosen.num_train}
+    dataset = load(section | dict(chosen.arguments))
+    whole = dataset.train
+    train_rows, validation_rows = data.stratified_split(whole.labels, chosen.val_fraction)
+    train = whole.take(train_rows)
+    if len(train.labels) < settings.batch_size:
+        raise UsageError(
+            f"batch_size={settings.batch_size} is larger than the {len(train.labels)} training "
+            "examples; give a smaller batch_size"
+        )
+    if chosen.val_fraction and not len(validation_rows):
+        raise UsageError(
+            f"data.val_fraction={chosen.val_fraction} leaves no image to validate with; give more, "
+            "or 0 with evaluate.weights=last"
+        )
+    shape, padding = train.images.shape[1:], chosen.crop_padding
+    if padding >= min(shape[:2]) and padding:
+        raise UsageError(
+            f"data.crop_padding={padding} is not below the size of the images, {shape[0]} x "
+            f"{shape[1]}; give less, or 0"
+        )
+    if len(train.labels) // settings.batch_size * settings.total_epochs >= 2**31:
+        raise UsageError(
+            f"total_epochs={settings.total_epochs} has 2^31 steps or more, which no counter of 32 "
+            "bits holds; give fewer"
+        )
+    mean, std = [0.0] * shape[-1], [1.0] * shape[-1]
+    if train.images.dtype == np.uint8:
+        flat = train.images.reshape(-1, shape[-1])
+        mean = [round(float(m), 4) for m in flat.mean(axis=0, dtype=np.float64) / 255]
+        std = [round(float(s), 4) or 1.0 for s in flat.std(axis=0, dtype=np.float64) / 255]
+    model_card = {
+        "model": {"name": settings.model.name} | dict(settings.model.arguments),
+        "image_shape": list(shape),
+        "mean": mean,
+        "std": std,
+        "classes": list(dataset.class_names),
+    }
+    threat = ThreatModel(attack.norm, attack.epsilon, dataset.bounds)
+    validation = whole.take(validation_rows)
+    return Task(dataset, train, validation, build_model(model_card), model_card, threat)

@@ -1,0 +1,1 @@
+"""Runs are killed, files damaged and disks filled; see docs/reliability.md."""

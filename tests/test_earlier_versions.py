@@ -1,0 +1,54 @@
+"""Workdirs and import paths of version 0.1."""
+
+import importlib
+import json
+import subprocess
+import sys
+import tarfile
+
+import pytest
+from conftest import ROOT
+
+from fairmix_jax.runtime import json_files, moved
+
+
+def test_a_run_that_version_0_1_began_goes_on_and_is_evaluated_and_reported(tmp_path):
+    """It was stopped by SIGTERM after step 10 of 18; its config has no field younger than it."""
+    with tarfile.open(ROOT / "tests" / "data" / "run_of_version_0_1.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    workdir = tmp_path / "stopped"
+    before = json.loads((workdir / "config.json").read_text())
+    command = [sys.executable, "launch.py", f"--workdir={workdir}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "resuming at step 10 of 18" in result.stdout
+    assert json_files.load(workdir / "config.json") == before
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    epochs = [json.loads(line)["epoch"] for line in lines]
+    assert epochs == [1, 2, 3, 4, 5, 6]
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    assert list(evaluation["attacks"]) == ["clean", "pgd5", "fast@50"]
+    assert evaluation["attacks"]["clean"]["average"] > 0.6
+    assert (workdir / "report" / "index.html").stat().st_size > 0
+
+
+@pytest.mark.parametrize("old", moved.NEW_PATHS)
+def test_import_paths_of_version_0_1_are_other_names_of_the_same_modules(old):
+    new = importlib.import_module(f"fairmix_jax.{moved.NEW_PATHS[old]}")
+    assert importlib.import_module(f"fairmix_jax.{old}") is new
+    assert new.__name__ == new.__spec__.name == f"fairmix_jax.{moved.NEW_PATHS[old]}"
+
+
+def test_members_have_one_identity_under_both_paths():
+    from fairmix_jax.rules import dafa as old
+
+    from fairmix_jax.methods.rules import dafa
+
+    assert old is dafa
+
+
+@pytest.mark.parametrize("old", ["torch_export", "robustbench"])
+def test_commands_of_version_0_1_still_run(old):
+    command = [sys.executable, "-m", f"fairmix_jax.{old}", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and "usage: " in result.stdout

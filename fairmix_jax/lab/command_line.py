@@ -16,13 +16,12 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fairmix_jax.lab import config as config_lib
+from fairmix_jax.lab import configs_folder
 from fairmix_jax.lab.usage import BACKENDS, FLAGS, MODES, answers
 from fairmix_jax.lab.workdir import require_writable
 from fairmix_jax.runtime import cpu, errors, processes
 from fairmix_jax.runtime.console import console, printable
 from fairmix_jax.runtime.errors import Interrupted, UsageError
-
-_FOLDER = Path(__file__).parent
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, FLAGS["config"])
 _WORKDIR = flags.DEFINE_string("workdir", None, FLAGS["workdir"])
@@ -155,13 +154,13 @@ def _with_config(argv: list[str]) -> list[str]:
             value = argv[number + 1] if number + 1 < len(argv) else ""
         values[flag.lstrip("-")] = value
         path, colon, variant = value.partition(":")
-        own = _FOLDER / "configs" / f"{path}.py"
+        own = configs_folder() / f"{path}.py"
         if flag.lstrip("-") == "config" and path and not Path(path).exists() and own.exists():
             place, prefix = (number, f"{flag}=") if equals else (number + 1, "")
             arguments[place] = f"{prefix}{own}{colon}{variant}"
     if "config" in values or "workdir" not in values or values.get("mode") == "report":
         return arguments
-    saved = _FOLDER / "workdir.py"
+    saved = Path(__file__).with_name("workdir.py")
     return [argv[0], f"--config={saved}:{values['workdir']}", *arguments[1:]]
 
 

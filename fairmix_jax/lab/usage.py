@@ -3,9 +3,9 @@
 import ast
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from textwrap import fill
 
+from fairmix_jax.lab import configs_folder
 from fairmix_jax.lab.schema import Config
 from fairmix_jax.runtime import declared, registry, templates
 from fairmix_jax.runtime.console import console
@@ -50,7 +50,7 @@ def answers(arguments: Sequence[str]) -> bool:
             for table in field_tables():
                 console.print(rich_table(table))
         case ["configs"]:
-            folder = Path(__file__).parent / "configs"
+            folder = configs_folder()
             for path in sorted(folder.rglob("*.py"), key=lambda path: (len(path.parts), path)):
                 tree = ast.parse(path.read_text())
                 if any(getattr(node, "name", "") == "get_config" for node in tree.body):

@@ -40,9 +40,8 @@ def test_import_paths_of_version_0_1_are_other_names_of_the_same_modules(old):
 
 
 def test_members_have_one_identity_under_both_paths():
-    from fairmix_jax.rules import dafa as old
-
     from fairmix_jax.methods.rules import dafa
+    from fairmix_jax.rules import dafa as old
 
     assert old is dafa
 

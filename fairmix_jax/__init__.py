@@ -33,7 +33,7 @@ _HOMES = {
     "square": "attacks",
     "tune": "runtime.cpu",
 }
-_MODULES = ("attacks", "classwise", "mixup", "theory")
+_MODULES = ("attacks", "calibration", "classwise", "mixup", "theory")
 
 __all__ = [*_HOMES, *_MODULES]
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from fairmix_jax.classwise import class_bias
-from fairmix_jax.classwise.margins import margin_table
+from fairmix_jax import calibration
+from fairmix_jax.attacks.verdict_state import OtherEvaluation
+from fairmix_jax.calibration import class_bias, margin_table
+from fairmix_jax.methods.class_bias import margin_tables
 from fairmix_jax.types import ThreatModel
 
 THREAT = ThreatModel("linf", 0.05)
@@ -67,8 +69,11 @@ def test_biases_shift_the_table_and_change_nothing_else(network, examples):
     labels = examples[1]
     np.testing.assert_allclose(moved, table + offsets[labels][:, None] - offsets, atol=2e-3)
     direct = (moved > 0).all(axis=1)
-    counts = class_bias.class_counts(table, labels, offsets)
-    assert counts[1].tolist() == np.bincount(labels[direct], minlength=4).tolist()
+    shares = calibration.shares(calibration.margins(table, labels), offsets)
+    counts = np.bincount(labels, minlength=4)
+    np.testing.assert_allclose(
+        shares, np.bincount(labels[direct], minlength=4) / np.where(counts, counts, np.nan)
+    )
 
 
 def test_a_row_is_of_its_own_image(network, examples):
@@ -118,86 +123,295 @@ def test_bad_input_of_a_table_is_named(changes, message, network, examples):
         margin_table(network, **given)
 
 
-def made_up(seed, size=60, num_classes=3):
+def made_up(seed, size=60, num_classes=3, weakness=1.0):
     """A table whose first class is the weak one."""
     rng = np.random.default_rng(seed)
     labels = np.arange(size) % num_classes
-    table = rng.normal(1.0, 1.0, (size, num_classes)) - (labels == 0)[:, None]
+    table = rng.normal(1.0, 1.0, (size, num_classes)) - weakness * (labels == 0)[:, None]
     table[np.arange(size), labels] = np.inf
     return table, labels
 
 
-def test_two_classes_by_hand():
-    """Both accuracies at five differences of the biases."""
+def reached(table, labels, offsets):
+    return calibration.reached(calibration.shares(calibration.margins(table, labels), offsets))
+
+
+def value(found, t):
+    return (1 - t) * found.average + t * found.worst_class
+
+
+def two_classes():
     table = np.full((8, 2), np.inf)
     table[:4, 1], table[4:, 0] = (2, 1, -0.5, 3), (-1, -0.2, 0.4, -2)
-    labels = np.repeat([0, 1], 4)
-    for difference, expected in (
-        (0, (3, 1)),
-        (0.25, (3, 2)),
-        (0.99, (3, 2)),
-        (1.01, (2, 3)),
-        (2.01, (1, 4)),
-    ):
-        counts = class_bias.class_counts(table, labels, np.array([0, difference]))
-        assert counts.tolist() == [[4, 4], list(expected)]
-    offsets = class_bias.best(table, labels, 1.0)
-    assert class_bias.reached(class_bias.class_counts(table, labels, offsets)) == (0.625, 0.5)
+    return table, np.repeat([0, 1], 4)
 
 
-@pytest.mark.parametrize("weight", [0.2, 0.6, 1.0])
+@pytest.mark.parametrize(
+    ("difference", "expected"),
+    [
+        (0, (0.75, 0.25)),
+        (0.25, (0.75, 0.5)),
+        (0.99, (0.75, 0.5)),
+        (1.01, (0.5, 0.75)),
+        (2.01, (0.25, 1)),
+    ],
+)
+def test_accuracies_of_two_classes_by_hand(difference, expected):
+    given = calibration.margins(*two_classes())
+    assert tuple(calibration.shares(given, np.array([0, difference]))) == expected
+
+
+def test_of_two_classes_it_is_the_best_there_is():
+    table, labels = two_classes()
+    found = reached(table, labels, class_bias(table, labels, t=1.0))
+    assert (found.average, found.worst_class) == (0.625, 0.5)
+    for seed in range(5):
+        table, labels = made_up(seed, num_classes=2, size=101)
+        grid = [reached(table, labels, np.array([0, d])) for d in np.linspace(-6, 6, 1001)]
+        for t in (0.3, 1.0):
+            ours = value(reached(table, labels, class_bias(table, labels, t=t)), t)
+            assert ours >= max(value(found, t) for found in grid) - 1e-12
+        floor = reached(table, labels, np.zeros(2)).average
+        ours = reached(table, labels, class_bias(table, labels, objective="gap", floor=floor))
+        assert ours.gap <= min(found.gap for found in grid if found.average >= floor) + 1e-12
+
+
+@pytest.mark.parametrize("t", [0.2, 0.6, 1.0])
 @pytest.mark.parametrize("seed", range(4))
-def test_best_is_the_best_of_a_fine_grid(weight, seed):
+def test_of_three_classes_nothing_on_a_fine_grid_is_better_by_an_image(t, seed):
     table, labels = made_up(seed)
-    offsets = class_bias.best(table, labels, weight)
-    found = class_bias.reached(class_bias.class_counts(table, labels, offsets)).value(weight)
-    steps = np.linspace(-4, 4, 81)
-    grid = max(
-        class_bias.reached(class_bias.class_counts(table, labels, np.array([0, a, b]))).value(
-            weight
-        )
-        for a, b in itertools.product(steps, steps)
-    )
-    assert found >= grid - 1 / 60
+    offsets = class_bias(table, labels, t=t)
+    steps = np.linspace(-3, 3, 41)
+    every = (np.array([0, a, b]) for a, b in itertools.product(steps, steps))
+    grid = max(value(reached(table, labels, each), t) for each in every)
+    assert value(reached(table, labels, offsets), t) >= grid - 1 / 60
     assert abs(offsets.mean()) < 1e-12
 
 
-def test_no_weight_leaves_the_model_alone():
-    assert not class_bias.best(*made_up(0), 0.0).any()
+def test_no_move_of_one_or_two_classes_leads_to_more():
+    table, labels = made_up(9, size=300, num_classes=5)
+    offsets = class_bias(table, labels, t=0.7)
+    most = value(reached(table, labels, offsets), 0.7)
+    for a, b in itertools.combinations(range(5), 2):
+        for line in (np.eye(5)[a], np.eye(5)[a] - np.eye(5)[b]):
+            for step in np.linspace(-3, 3, 101):
+                assert value(reached(table, labels, offsets + step * line), 0.7) <= most + 1e-12
+
+
+def test_t_0_leaves_the_model_alone():
+    table, labels = made_up(0)
+    assert not class_bias(table, labels, t=0.0).any()
+    found = calibration.fit(
+        calibration.margins(table, labels), calibration.objective_of("worst_class", t=0.0, floor=0)
+    )
+    assert not found.offsets.any() and found.fitted == found.as_trained == found.held_out
 
 
 def test_what_cannot_be_better_stays_as_it_is():
     table, labels = made_up(0)
-    assert not class_bias.best(np.abs(table) + 1, labels, 1.0).any()
+    assert not class_bias(np.abs(table) + 1, labels, t=1.0).any()
 
 
-def test_more_weight_serves_the_worst_class_more():
+def test_the_gap_closes_down_to_its_floor():
+    table, labels = made_up(4, size=600, num_classes=4)
+    before = reached(table, labels, np.zeros(4))
+    free, floored = (
+        reached(table, labels, class_bias(table, labels, objective="gap", floor=floor))
+        for floor in (0.0, before.average - 0.01)
+    )
+    assert free.gap <= floored.gap < before.gap
+    assert floored.average >= before.average - 0.01 - 1e-9
+
+
+def test_along_the_frontier_the_worst_class_rises_and_the_average_falls():
     table, labels = made_up(5, size=600, num_classes=5)
-    found = [
-        class_bias.reached(
-            class_bias.class_counts(table, labels, class_bias.best(table, labels, w))
-        )
-        for w in (0.0, 0.3, 1.0)
-    ]
-    assert found[0].worst_class < found[1].worst_class <= found[2].worst_class
-    assert found[1].average >= found[2].average
+    weights = (1.0, 0.0, 0.1, 0.3, 0.6)
+    offsets = calibration.frontier(calibration.margins(table, labels), weights)
+    found = dict(zip(weights, (reached(table, labels, each) for each in offsets), strict=True))
+    assert not offsets[1].any()
+    rising = [found[t] for t in sorted(found) if t]
+    assert all(a.worst_class <= b.worst_class for a, b in itertools.pairwise(rising))
+    assert all(a.average >= b.average for a, b in itertools.pairwise(rising))
+    assert found[0.0].worst_class < found[1.0].worst_class
+    for t, each in found.items():
+        alone = value(reached(table, labels, class_bias(table, labels, t=t)), t)
+        assert value(each, t) >= alone - 1e-12
 
 
-def test_renaming_the_classes_renames_the_biases():
+def test_renaming_the_classes_renames_the_biases_and_rows_have_no_order():
     table, labels = made_up(7, size=400, num_classes=4)
     names = np.array([2, 0, 3, 1])
-    offsets = class_bias.best(table, labels, 0.5)
-    renamed = class_bias.best(table[:, np.argsort(names)], names[labels], 0.5)
+    offsets = class_bias(table, labels, t=0.5)
+    renamed = class_bias(table[:, np.argsort(names)], names[labels], t=0.5)
     np.testing.assert_allclose(renamed[names], offsets, atol=1e-3)
-    counts = class_bias.class_counts(table, labels, offsets)
-    again = class_bias.class_counts(table, labels, renamed[names])
-    assert counts.tolist() == again.tolist()
+    assert reached(table, labels, offsets) == reached(table, labels, renamed[names])
+    order = np.random.default_rng(0).permutation(len(labels))
+    np.testing.assert_allclose(class_bias(table[order], labels[order], t=0.5), offsets, atol=1e-3)
 
 
-def test_a_class_without_images_counts_nowhere():
+def test_a_class_without_images_counts_nowhere_and_keeps_0():
     table, labels = made_up(3, size=90, num_classes=3)
-    offsets = class_bias.best(table[labels != 2], labels[labels != 2], 1.0)
-    found = class_bias.reached(
-        class_bias.class_counts(table[labels != 2], labels[labels != 2], offsets)
+    table, labels = table[labels != 2], labels[labels != 2]
+    offsets = class_bias(table, labels, t=1.0)
+    assert offsets[2] == 0 and offsets[0] == -offsets[1] != 0
+    assert reached(table, labels, offsets).worst_class > 0.5
+
+
+def test_a_class_that_is_never_predicted_comes_back():
+    table, labels = made_up(1, size=300, num_classes=3, weakness=9.0)
+    assert reached(table, labels, np.zeros(3)).worst_class == 0
+    assert reached(table, labels, class_bias(table, labels, t=0.5)).worst_class > 0.5
+
+
+def test_rows_that_no_bias_can_save_move_nothing():
+    table, labels = made_up(2, size=90)
+    lost = np.where(np.isposinf(table), np.inf, -np.inf)
+    both, twice = np.concatenate([table, lost]), np.tile(labels, 2)
+    for t in (0.4, 1.0):
+        alone = reached(table, labels, class_bias(table, labels, t=t))
+        found = reached(both, twice, class_bias(both, twice, t=t))
+        assert value(found, t) == pytest.approx(value(alone, t) / 2, abs=1e-12)
+
+
+def test_a_mixture_with_clean_margins_lies_between_its_ends():
+    table, labels = made_up(6, size=300, num_classes=4)
+    clean = np.where(np.isposinf(table), np.inf, table + np.random.default_rng(1).random(4))
+    given = calibration.margins(table, labels, clean=clean, clean_share=0.25)
+    offsets = np.array([0.4, 0.0, -0.1, -0.3])
+    ends = [calibration.shares(calibration.margins(t, labels), offsets) for t in (table, clean)]
+    np.testing.assert_allclose(
+        calibration.shares(given, offsets), 0.75 * ends[0] + 0.25 * ends[1], rtol=1e-12
     )
-    assert found.worst_class > 0.5
+    found = class_bias(table, labels, clean=clean, clean_share=1.0, t=0.5)
+    np.testing.assert_allclose(found, class_bias(clean, labels, t=0.5), atol=1e-3)
+
+
+def test_with_few_images_shrunk_biases_serve_new_ones_better():
+    """Over 40 draws, with classes that are equally hard (all gain is luck), and one that is not."""
+    objective = calibration.objective_of("worst_class", t=0.5, floor=0.0)
+    for weakness, few in ((0.0, 30), (1.0, 90)):
+        new = made_up(1_000, size=6_000, weakness=weakness)
+        before = value(reached(*new, np.zeros(3)), 0.5)
+        gains = []
+        for seed in range(40):
+            table, labels = made_up(seed, size=few, weakness=weakness)
+            found = calibration.fit(calibration.margins(table, labels), objective)
+            plain = class_bias(table, labels, t=0.5)
+            gains.append([value(reached(*new, o), 0.5) - before for o in (found.offsets, plain)])
+        shrunk, plain = np.mean(gains, axis=0)
+        error = np.std(np.subtract(*np.transpose(gains)), ddof=1) / 40**0.5
+        if weakness:
+            assert shrunk > 0.05 and shrunk > plain - 0.02
+        else:
+            assert shrunk - plain > 2 * error and plain < 0
+
+
+def test_held_out_accuracies_are_those_of_new_images():
+    objective = calibration.objective_of("worst_class", t=0.5, floor=0.0)
+    new = made_up(1_000, size=6_000)
+    apart = []
+    for seed in range(30):
+        found = calibration.fit(calibration.margins(*made_up(seed, size=90)), objective)
+        true = value(reached(*new, found.offsets), 0.5)
+        apart.append([value(found.held_out, 0.5) - true, value(found.fitted, 0.5) - true])
+    held_out, fitted = np.mean(apart, axis=0)
+    assert fitted > 0.03  # luck
+    assert abs(held_out) < fitted / 2
+
+
+def test_a_fit_does_not_depend_on_the_order_of_rows():
+    table, labels = made_up(8, size=120)
+    objective = calibration.objective_of("worst_class", t=0.5, floor=0.0)
+    found = calibration.fit(calibration.margins(table, labels), objective)
+    order = np.random.default_rng(0).permutation(len(labels))
+    given = calibration.margins(table[order], labels[order])
+    again = calibration.fit(given, objective, index=order)
+    assert again.factor == found.factor and again.held_out == found.held_out
+    np.testing.assert_allclose(again.offsets, found.offsets, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(t=1.5), "t=1.5"),
+        (dict(objective="best"), "objective='best'"),
+        (dict(objective="gap", floor=-1), "floor=-1"),
+        (dict(labels=np.arange(60) % 2), "labels do not fit"),
+        (dict(labels=np.zeros(5, int)), "do not fit"),
+        (dict(labels=np.zeros(60)), "labels do not fit"),
+        (dict(clean_share=0.5), "clean_share=0.5"),
+        (dict(clean=np.zeros((2, 3)), clean_share=0.5), r"clean \(2, 3\)"),
+    ],
+)
+def test_bad_input_of_the_biases_is_named(changes, message):
+    table, labels = made_up(0)
+    given = dict(table=table, labels=labels) | changes
+    with pytest.raises(ValueError, match=message):
+        class_bias(**given)
+
+
+def test_a_margin_that_is_no_number_is_refused():
+    table, labels = made_up(0)
+    table[0, 1] = np.nan
+    with pytest.raises(ValueError, match="labels do not fit the table"):
+        class_bias(table, labels)
+
+
+def test_nothing_can_be_held_out_of_one_image_a_class():
+    table, labels = made_up(0, size=3)
+    with pytest.raises(ValueError, match="at least 2 images"):
+        calibration.fit(
+            calibration.margins(table, labels),
+            calibration.objective_of("worst_class", t=1.0, floor=0.0),
+        )
+
+
+def test_a_table_goes_on_where_it_was_interrupted(network, examples, tmp_path, monkeypatch):
+    images, labels = examples
+    given = dict(threat=THREAT, num_steps=3, batch_size=6, workdir=tmp_path, save_seconds=0.0)
+    whole = margin_table(network, images, labels, **given)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    calls, rows = [], margin_tables._rows
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return rows(*arguments)
+
+    monkeypatch.setattr(margin_tables, "_rows", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        margin_table(network, images, labels, **given)
+    again = margin_table(network, images, labels, **given)
+    assert len(calls) == 3 + 2  # 2 of 4 batches were saved
+    assert again.tobytes() == whole.tobytes()
+    with pytest.raises(KeyboardInterrupt):
+        calls.clear()
+        margin_table(network, images, labels, **given)
+    with pytest.raises(OtherEvaluation, match="attacks"):
+        margin_table(network, images, labels, **given | {"num_steps": 4})
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_table_is_the_same_on_more_devices(number, network, examples, monkeypatch):
+    found = margin_table(network, *examples, threat=THREAT, num_steps=3, batch_size=7)
+    devices = jax.local_devices()[:number]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    again = margin_table(network, *examples, threat=THREAT, num_steps=3)
+    np.testing.assert_allclose(again, found, rtol=1e-5, atol=1e-5)
+
+
+def test_calibrate_lifts_the_worst_class_of_any_function_under_attack(network, examples):
+    images, labels = examples
+    tilted = calibration.with_bias(network, [0.0, -0.3, 0.1, 0.2])
+    found = calibration.calibrate(
+        tilted, images, labels, threat=ThreatModel("linf", 0.01), t=1.0, num_steps=5
+    )
+    assert found.fitted.worst_class > found.as_trained.worst_class
+    better = calibration.with_bias(tilted, found.offsets)
+    table = margin_table(better, images, labels, threat=ThreatModel("linf", 0.01), num_steps=5)
+    again = calibration.reached(calibration.shares(calibration.margins(table, labels), np.zeros(4)))
+    assert again == found.fitted
+    np.testing.assert_allclose(
+        better(images), tilted(images) + found.offsets.astype(np.float32)[None], rtol=1e-6
+    )

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -62,8 +63,14 @@ class VerdictState:
         self.adversarial[rows[broken]] = adversarial[broken]
 
 
+class Savable(Protocol):
+    """What a `StateFile` keeps: an object whose attributes are arrays, apart from this list."""
+
+    unfinished: list[np.ndarray]
+
+
 class StateFile:
-    """Keeps a `VerdictState` in a file, whole or not at all, so that an interruption costs little.
+    """Keeps a `Savable` in a file, whole or not at all, so that an interruption costs little.
 
     An image in the middle of an attack is saved with the attack's state: begun again it would
     come to the same verdict, but a run of Square is thousands of queries. The file belongs to
@@ -81,7 +88,7 @@ class StateFile:
         """Whether it is time to save."""
         return self._path is not None and time.monotonic() - self._saved >= self._save_seconds
 
-    def save(self, state: VerdictState) -> None:
+    def save(self, state: Savable) -> None:
         """Replaces what was saved before."""
         if self._path is None:
             return
@@ -90,7 +97,7 @@ class StateFile:
         sealed.write(self._path, facts=self._facts, **fields)
         self._saved = time.monotonic()
 
-    def restore(self, state: VerdictState, plan: Plan) -> None:
+    def restore(self, state: Savable, plan: Plan) -> None:
         """Fills `state` with what was saved of this plan's evaluation, if anything was.
 
         What is damaged, or carries no digest, as version 0.1 wrote it, counts for nothing.

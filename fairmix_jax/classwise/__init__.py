@@ -3,8 +3,7 @@
 `evaluate` attacks images and judges what becomes of them, `attack_names` lists the attacks.
 `metrics` has the statistics of class accuracies (average, worst class, gap) and their means over
 seeds, `intervals` their intervals over test images, `paired` differences between methods.
-`predictions` reads the statements that a study is to test. `margins` and `class_bias` find the
-biases of the classes that serve the worst class best.
+`predictions` reads the statements that a study is to test.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Import paths of version 0.1 that still work: each is another name of the module it became."""
+"""Other names of modules: a short one for calibration, and those of version 0.1, still good."""
 
 import importlib
 import importlib.abc
@@ -11,6 +11,7 @@ from types import ModuleType
 NEW_PATHS = {
     "averaging": "methods.averaging",
     "bases": "methods.bases",
+    "calibration": "methods.class_bias",
     "checkpoint": "training.checkpoints",
     "class_statistics": "methods.class_statistics",
     "conv": "models.convolution",

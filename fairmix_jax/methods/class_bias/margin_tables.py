@@ -7,25 +7,29 @@ for biases, not for factors of the logits, nor for attacks on losses of all logi
 """
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from fairmix_jax.attacks.apgd import make as make_apgd
-from fairmix_jax.attacks.plan import batches
+from fairmix_jax.attacks.plan import Plan
 from fairmix_jax.attacks.projections import as_radius
 from fairmix_jax.attacks.stepwise import Example, Stepwise, network_of, partial_of
-from fairmix_jax.runtime import inputs
+from fairmix_jax.attacks.verdict_state import StateFile
+from fairmix_jax.runtime import inputs, processes
 from fairmix_jax.types import Array, Key, LogitsFn, ThreatModel
 
 
 def margin_table(
     logits_fn: LogitsFn, images: Any, labels: Any, *, threat: ThreatModel, num_steps: int = 20,
     num_restarts: int = 1, seed: int = 0, index: Any = None, batch_size: int = 256,
+    workdir: Path | str | None = None, save_seconds: float = 30.0,
 ) -> np.ndarray:  # fmt: skip
     """Returns `[N, K]` float32: the smallest `z_y - z_k` found in each image's ball.
 
@@ -35,9 +39,10 @@ def margin_table(
     Guarantees: with biases `b` the image is misclassified at one of these points exactly if
     `table[i, k] + b[y] - b[k] <= 0` for some `k`. Adding biases to the logits adds their
     differences to the table, up to rounding. An image's row depends on the model, the image, its
-    label and index, the threat and the seed only. Renaming the classes renames the columns. For
-    a linear model whose images lie further than epsilon from the threat's bounds, the table is the
-    exact worst case, up to rounding.
+    label and index, the threat and the seed only: not on batches, order, devices, processes or
+    an interruption. Renaming the classes renames the columns. For a linear model whose images lie
+    further than epsilon from the threat's bounds, the table is the exact worst case, up to
+    rounding.
 
     Edge cases: the column of the true class is `inf`. Where logits are not finite at a point that
     was looked at, the rest of the row is `-inf`. With `epsilon=0` it has the clean margins.
@@ -48,9 +53,14 @@ def margin_table(
       num_steps: of a run, at least 1; a run costs `num_steps + 1` gradient passes.
       num_restarts: runs towards each class, from fresh random starts, at least 1.
       index: `[N]` int, numbers that tell the images' random starts apart; `0 .. N - 1` if `None`.
+      batch_size: images under attack at a time, over all local devices.
+      workdir: where the finished rows are kept while it lasts, so that the same call goes on after
+        an interruption; emptied at the end. Of several processes each attacks its share.
+      save_seconds: how often they are saved.
 
     Raises:
       ValueError: images, labels, bounds and logits do not fit each other; names what is wrong.
+      OtherEvaluation: `workdir` has rows of other images, weights or settings.
 
     Reference: the step rule is that of Croce and Hein 2020, arXiv 2003.01690.
     """
@@ -60,22 +70,53 @@ def margin_table(
         raise ValueError(f"{num_restarts=}, {len(images)} images; give at least one of each")
     images = np.asarray(inputs.as_single(images))
     inputs.check_apart(logits_fn, images)
-    index = np.arange(len(images)) if index is None else np.asarray(index)
-    attack = make_apgd(
-        norm=threat.norm, bounds=threat.bounds, targeted=True, num_targets=1,
-        loss="margin", num_steps=num_steps,
+    attack = _attack(threat.norm, threat.bounds, num_steps)
+    plan = Plan(
+        partial_of(logits_fn), images, labels.astype(np.int32),
+        np.arange(len(images)) if index is None else np.asarray(index), np.ones(len(labels), bool),
+        threat, {f"margins, {num_restarts} runs": attack}, seed=seed, batch_size=batch_size,
+        workdir=workdir, save_seconds=save_seconds,
     )  # fmt: skip
-    model, key = partial_of(logits_fn), jax.random.key(seed)
-    size = jax.eval_shape(model, images[:1], key).shape[1]
+    size = jax.eval_shape(plan.model, images[:1], plan.key).shape[1]
     inputs.check_labels(labels, len(labels), size)
-    epsilon = jnp.asarray(as_radius(threat.epsilon, images.dtype))
-    rows = [
-        np.asarray(
-            _rows(attack, num_restarts, model, images[of], labels[of], index[of], key, epsilon)
-        )
-        for of in batches(len(images), batch_size)
-    ]
-    return np.concatenate(rows)[: len(images)]
+    mine, own = processes.share(len(labels)), plan.of_this_process()
+    shares = processes.from_each(lambda: _table(own, attack, num_restarts, size)[: len(mine)])
+    return processes.dealt(shares)
+
+
+@functools.cache
+def _attack(norm: Any, bounds: tuple[float, float], num_steps: int) -> Stepwise:
+    """The attack, the same object for the same arguments, so that it is compiled once."""
+    return make_apgd(
+        norm=norm, bounds=bounds, targeted=True, num_targets=1, loss="margin", num_steps=num_steps
+    )
+
+
+class _Rows:
+    """The rows so far, as `StateFile` keeps them."""
+
+    def __init__(self, shape: tuple[int, int]):
+        self.table, self.done = np.zeros(shape, np.float32), np.zeros((), np.int64)
+        self.unfinished: list[np.ndarray] = []
+
+
+def _table(plan: Plan, attack: Stepwise, num_restarts: int, num_classes: int) -> np.ndarray:
+    """The table of one process's images; goes on where it was interrupted."""
+    count, number = len(plan.images), plan.mesh.size
+    rows, saved = _Rows((count, num_classes)), StateFile(plan.workdir, plan.save_seconds)
+    saved.restore(rows, plan)
+    size = -(-min(plan.batch_size, count) // number) * number
+    epsilon = jnp.asarray(as_radius(plan.threat.epsilon, plan.images.dtype))
+    spread, (model, _) = NamedSharding(plan.mesh, PartitionSpec("device")), plan.models
+    for first in range(int(rows.done), count, size):
+        of = np.minimum(np.arange(first, first + size), count - 1)
+        given = jax.device_put((plan.images[of], plan.labels[of], plan.index[of]), spread)
+        rows.table[of] = _rows(attack, num_restarts, model, *given, plan.key, epsilon)
+        rows.done = np.asarray(first + size)
+        if saved.is_due:
+            saved.save(rows)
+    saved.discard()
+    return rows.table
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -113,7 +154,7 @@ def _nearest(
     key: Key,
 ) -> Array:  # fmt: skip
     """The point of an attack's run that comes nearest to the target, `[H, W, C]`."""
-    example = Example(image, label.astype(jnp.int32), target[None], epsilon, key, key)
+    example = Example(image, label, target[None], epsilon, key, key)
     run = jnp.asarray(0, jnp.int32)
 
     def step(count: Array, state: Any) -> Any:

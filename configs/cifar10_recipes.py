@@ -387,7 +387,7 @@ RECIPES = {
         "renews the batch statistics.)",
         published="not available (the rejected submission behind it was not read)",
         after="pgd_at",
-        changes={"rule.name": "head_norm", "optim.learning_rate": 0.0, "total_epochs": 1},
+        changes={"calibration.name": "head_norm", "optim.learning_rate": 0.0, "total_epochs": 1},
         full={"hot_start.workdir": "runs/cifar10-pgd_at"},
     ),
     "same_class": Recipe(

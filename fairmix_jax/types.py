@@ -9,6 +9,7 @@ that a function takes is consumed by it.
 import dataclasses
 from collections.abc import Callable, Iterable
 from numbers import Real
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -270,7 +271,6 @@ class Rule(NamedTuple):
       targets: `(key, probabilities [B, K], labels [B]) -> [B] int32`: towards which class the
         training attack shall push an example, from the clean predictions, or -1 for away
         from its own; `None` for never.
-      finish: `Weights -> Weights`, of the weights that are evaluated.
     """
 
     init: Callable[[], Any]
@@ -280,7 +280,6 @@ class Rule(NamedTuple):
     observe: Callable[[Any, ClassStatistics], Any] = _same
     update: Callable[[Any, EpochStatistics], Any] = _same
     targets: Callable[[Key, Array, Array], Array] | None = None
-    finish: Callable[[Weights], Weights] = _same
 
 
 VALIDATION = frozenset(("clean", "robust", "base"))
@@ -303,6 +302,42 @@ class Averaging(NamedTuple):
     update: Callable[[Any, Weights, Array], Any]
     weights: Callable[[Any, Weights], Weights]
     end_epoch: Callable[[Any, Weights, ClassCounts], Any] | None = None
+
+
+class CalibrationData(NamedTuple):
+    """What a calibration may look at: images that nothing was trained on, and the threat.
+
+    Attributes:
+      apply: the model.
+      images, labels: `[N, H, W, C]` float in the threat's bounds; `[N]` int.
+      index: `[N]` int, numbers that tell the images apart.
+      threat: what the evaluation will allow.
+      seed: of all randomness.
+      workdir: where to keep work that is under way; `None` for nowhere.
+    """
+
+    apply: ApplyFn
+    images: np.ndarray
+    labels: np.ndarray
+    index: np.ndarray
+    threat: ThreatModel
+    seed: int
+    workdir: Path | None
+
+
+class Calibration(NamedTuple):
+    """What is done to finished weights before they are evaluated and exported.
+
+    Attributes:
+      calibrate: `(Weights, CalibrationData) -> (Weights, facts)`; the facts are plain data for
+        `evaluation.json` and the exported model's card.
+      check: `Weights -> None`, of arrays or shapes; a `ValueError` if the model does not suit.
+      reads_validation: whether it needs images.
+    """
+
+    calibrate: Callable[[Weights, CalibrationData], tuple[Weights, dict[str, Any]]]
+    check: Callable[[Weights], Any] = lambda weights: None
+    reads_validation: bool = False
 
 
 class Source(NamedTuple):

@@ -254,13 +254,19 @@ def test_a_class_without_images_counts_nowhere_and_keeps_0():
     table, labels = table[labels != 2], labels[labels != 2]
     offsets = class_bias(table, labels, t=1.0)
     assert offsets[2] == 0 and offsets[0] == -offsets[1] != 0
-    assert reached(table, labels, offsets).worst_class > 0.5
+    assert reached(table, labels, offsets).gap == 0
 
 
 def test_a_class_that_is_never_predicted_comes_back():
-    table, labels = made_up(1, size=300, num_classes=3, weakness=9.0)
-    assert reached(table, labels, np.zeros(3)).worst_class == 0
-    assert reached(table, labels, class_bias(table, labels, t=0.5)).worst_class > 0.5
+    """A bias that was put in is taken out again."""
+    table, labels = made_up(1, size=300, num_classes=3, weakness=0.0)
+    offsets = np.array([9.0, -2.0, 0.5])
+    moved = table - offsets[labels][:, None] + offsets
+    assert reached(moved, labels, np.zeros(3)).worst_class == 0
+    for t in (0.3, 1.0):
+        sound = value(reached(table, labels, class_bias(table, labels, t=t)), t)
+        found = value(reached(moved, labels, class_bias(moved, labels, t=t)), t)
+        assert found == pytest.approx(sound, abs=0.011)  # an image of a class
 
 
 def test_rows_that_no_bias_can_save_move_nothing():
@@ -287,36 +293,37 @@ def test_a_mixture_with_clean_margins_lies_between_its_ends():
 
 
 def test_with_few_images_shrunk_biases_serve_new_ones_better():
-    """Over 40 draws, with classes that are equally hard (all gain is luck), and one that is not."""
+    """Over 24 draws, with classes that are equally hard (all gain is luck), and one that is not."""
     objective = calibration.objective_of("worst_class", t=0.5, floor=0.0)
     for weakness, few in ((0.0, 30), (1.0, 90)):
         new = made_up(1_000, size=6_000, weakness=weakness)
         before = value(reached(*new, np.zeros(3)), 0.5)
         gains = []
-        for seed in range(40):
+        for seed in range(24):
             table, labels = made_up(seed, size=few, weakness=weakness)
             found = calibration.fit(calibration.margins(table, labels), objective)
             plain = class_bias(table, labels, t=0.5)
             gains.append([value(reached(*new, o), 0.5) - before for o in (found.offsets, plain)])
         shrunk, plain = np.mean(gains, axis=0)
-        error = np.std(np.subtract(*np.transpose(gains)), ddof=1) / 40**0.5
+        error = np.std(np.subtract(*np.transpose(gains)), ddof=1) / 24**0.5
         if weakness:
             assert shrunk > 0.05 and shrunk > plain - 0.02
         else:
             assert shrunk - plain > 2 * error and plain < 0
 
 
-def test_held_out_accuracies_are_those_of_new_images():
+def test_held_out_accuracies_are_without_the_luck_of_fitted_ones():
+    """They err to the other side: fits on four fifths, and the worst of noisy accuracies."""
     objective = calibration.objective_of("worst_class", t=0.5, floor=0.0)
     new = made_up(1_000, size=6_000)
     apart = []
-    for seed in range(30):
-        found = calibration.fit(calibration.margins(*made_up(seed, size=90)), objective)
+    for seed in range(16):
+        found = calibration.fit(calibration.margins(*made_up(seed, size=180)), objective)
         true = value(reached(*new, found.offsets), 0.5)
         apart.append([value(found.held_out, 0.5) - true, value(found.fitted, 0.5) - true])
     held_out, fitted = np.mean(apart, axis=0)
     assert fitted > 0.03  # luck
-    assert abs(held_out) < fitted / 2
+    assert -0.05 < held_out < fitted / 3
 
 
 def test_a_fit_does_not_depend_on_the_order_of_rows():

@@ -85,7 +85,7 @@ def test_accelerator_recipe():
 
 def test_base_has_a_field_for_every_member_argument():
     config = config_lib.default_config()
-    for axis in ("data", "models", "bases", "rules", "averaging"):
+    for axis in ("data", "models", "bases", "rules", "averaging", "calibrations"):
         section = {"data": "data", "models": "model", "bases": "base", "rules": "rule"}.get(
             axis, axis
         )

@@ -41,12 +41,13 @@ def test_the_members_that_the_project_promises():
     }  # fmt: skip
     assert set(RULES) >= {
         "none", "frl", "cfa", "wat", "dafa", "cfol", "faal", "chi2_dro", "variance", "trix",
-        "head_norm", "fairmix_adaptive",
+        "fairmix_adaptive",
     }  # fmt: skip
     assert set(registry.names("averaging")) >= {"none", "ema", "fawa"}
+    assert set(registry.names("calibrations")) >= {"none", "class_bias", "head_norm"}
 
 
-@pytest.mark.parametrize("axis", ["bases", "rules", "averaging"])
+@pytest.mark.parametrize("axis", ["bases", "rules", "averaging", "calibrations"])
 def test_every_member_names_its_source(axis):
     for name in registry.names(axis):
         assert registry.member(axis, name).SOURCE != Source("not stated")

@@ -10,7 +10,7 @@ from statistics_of_classes import class_statistics, driven, equal_epoch, random_
 from fairmix_jax import theory
 from fairmix_jax.methods.rules import chi2_dro, dafa, faal
 from fairmix_jax.runtime import registry
-from fairmix_jax.types import ClassCounts, EpochStatistics, Weights
+from fairmix_jax.types import ClassCounts, EpochStatistics
 
 
 def make(name, num_classes, **options):
@@ -298,21 +298,6 @@ def test_variance_has_the_gradient_of_the_penalised_loss(rng):
     close(ours, jax.grad(penalised)(x), rtol=1e-4)
 
 
-def test_head_norm():
-    """Columns (3, 4) and (0, 2) have norms 5 and 2, mean 3.5."""
-    kernel = jnp.asarray([[3.0, 0.0], [4.0, 2.0]])
-    weights = Weights({"head": {"kernel": kernel, "bias": jnp.asarray([7.0, 8.0])}}, {})
-    normal = make("head_norm", 2).finish(weights)
-    close(normal.params["head"]["kernel"], [[0.6, 0], [0.8, 1]])
-    close(normal.params["head"]["bias"], [7, 8])
-    mean = make("head_norm", 2, to="mean").finish(weights)
-    close(mean.params["head"]["kernel"], [[2.1, 0], [2.8, 3.5]])
-    again = make("head_norm", 2, to="mean").finish(mean)
-    close(again.params["head"]["kernel"], mean.params["head"]["kernel"])
-    with pytest.raises(ValueError, match="found 0 layers with 3 outputs"):
-        make("head_norm", 3).finish(weights)
-
-
 def test_fairmix_adaptive():
     """Robust risks .1, .5, mean .3, gain 2; z = -1.28155, 0, so 1 - z^2 = -.64238, 1.
 
@@ -367,7 +352,6 @@ def test_fairmix_adaptive_in_the_model_that_it_comes_from(rng, signal):
         ("chi2_dro", dict(ball_radius=0.0)),
         ("variance", dict(alpha=0.0)),
         ("fairmix_adaptive", dict(gain=0.0)),
-        ("head_norm", {}),
         ("none", {}),
     ],
 )
@@ -417,7 +401,6 @@ def test_cfa_of_equal_classes_is_plain():
         ("faal", dict(ball_radius=99.0), "rule.ball_radius=99.0 is outside"),
         ("chi2_dro", dict(ball_radius=-1.0), "rule.ball_radius=-1.0 is negative"),
         ("variance", dict(alpha=float("nan")), "rule.alpha=nan is negative"),
-        ("head_norm", dict(to="two"), "rule.to='two' is unknown"),
         ("fairmix_adaptive", dict(signal="hard"), "rule.signal='hard' is unknown"),
         ("fairmix_adaptive", dict(risk="none"), "rule.risk='none' is unknown"),
         ("fairmix_adaptive", dict(gain=-1.0), "rule.gain=-1.0 is negative"),

@@ -22,7 +22,7 @@ def get_config(arg: str = ""):
     config.averaging.name = "none"
     config.data.num_train = 5_000
     config.sweep = (
-        "rule.name=none,frl,cfa,wat,dafa,trix,cfol,faal,chi2_dro,variance,head_norm "
+        "rule.name=none,frl,cfa,wat,dafa,trix,cfol,faal,chi2_dro,variance "
         "| mixing.name=same_class | rule.name=fairmix_adaptive mixing.name=same_class "
         "| base.name=standard,fgsm_rs,n_fgsm,pgd_at,mart | awp.gamma=0.005"
     )

@@ -18,10 +18,12 @@ _READ = {
 """The settings that an attack of a kind reads; those of any choose weights and images."""
 
 
-def has_all(directory: Path, settings: Mapping[str, Any]) -> bool:
+def has_all(directory: Path, settings: Mapping[str, Any], calibration: Mapping[str, Any]) -> bool:
     """Whether the evaluation there was done with these settings and has all of their attacks."""
     found, asked = _read(directory / "evaluation.json"), json.loads(json.dumps(settings))
     is_same = found["settings"] | {"attacks": asked["attacks"]} == asked
+    calibrated = {"name": "none"} | found.get("calibration", {})
+    is_same &= calibrated | calibration == calibrated
     return is_same and {choice.name for choice in parse(asked["attacks"])} <= set(found["attacks"])
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from safetensors import SafetensorError
 
 from fairmix_jax import classwise, data, export
@@ -19,14 +20,16 @@ from fairmix_jax.lab.schema import as_plain
 from fairmix_jax.lab.workdir import record, recorded
 from fairmix_jax.models.described import logits_partial, weights_template
 from fairmix_jax.runtime import processes
+from fairmix_jax.runtime.console import console, working
 from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.runtime.json_files import write_json
 from fairmix_jax.runtime.provenance import provenance
 from fairmix_jax.runtime.version import VERSION
+from fairmix_jax.training import assembly
 from fairmix_jax.training.checkpoints import digest, stored_weights
 from fairmix_jax.training.settings import Settings
 from fairmix_jax.training.task import Task
-from fairmix_jax.types import Weights
+from fairmix_jax.types import CalibrationData, Weights
 
 
 def run(settings: Settings, task: Task, directory: Path) -> dict[str, Any]:
@@ -44,6 +47,7 @@ def run(settings: Settings, task: Task, directory: Path) -> dict[str, Any]:
     """
     given = settings.evaluate
     weights, facts = load_weights(directory, given.weights, task)
+    weights, facts = calibrated(settings, task, directory, weights, facts)
     if given.weights.endswith(".safetensors") or not recorded(directory):
         record(directory)
     rows = data.balanced_rows(task.dataset.test.labels, given.num_examples)
@@ -66,7 +70,7 @@ def run(settings: Settings, task: Task, directory: Path) -> dict[str, Any]:
     evaluation = {
         "schema": 1, "dataset": settings.data.name, "weights": given.weights, **found, **identity,
         "settings": as_plain(given) | {"attacks": found["settings"]["attacks"]},
-        "provenance": provenance(),
+        "provenance": provenance(), **{k: facts[k] for k in ("calibration",) if k in facts},
     }  # fmt: skip
     if processes.is_main():
         export.save_model(directory, weights, task.model_card | facts, evaluation)
@@ -118,6 +122,59 @@ def load_weights(workdir: Path, which: str, task: Task) -> tuple[Weights, dict[s
             "train there first with --mode=train, and for 'best' with data.val_fraction > 0"
         )
     return restored
+
+
+def calibrated(
+    settings: Settings, task: Task, directory: Path, weights: Weights, facts: dict[str, Any]
+) -> tuple[Weights, dict[str, Any]]:
+    """Returns the weights after the calibration that the settings choose, and facts with its own.
+
+    The exported model in `directory` is taken if it is the result of the same calibration of the
+    same weights. Raises a `UsageError` if the model or the images do not suit the calibration.
+    """
+    chosen, images = settings.calibration, task.validation.images
+    if chosen.name == "none":
+        return weights, facts
+    threat = {"norm": task.threat.norm, "epsilon": task.threat.epsilon}
+    own = as_plain(chosen) | {
+        "of_sha256": digest(weights), "threat": threat, "seed": settings.seed, "version": VERSION,
+        "images_sha256": image_verdicts.fingerprint(
+            task.validation.labels, batches.as_float(images)
+        ),
+    }  # fmt: skip
+    if found := processes.from_main(partial(_calibrated_before, directory, own, task)):
+        return found
+    calibration = assembly.calibration(settings, task)
+    data = CalibrationData(
+        task.model.apply, batches.as_float(images), task.validation.labels,
+        np.arange(len(images)), task.threat, settings.seed, directory / "calibration",
+    )  # fmt: skip
+    try:
+        with working(f"calibration {chosen.name}: {len(images):,} validation images"):
+            weights, found = calibration.calibrate(weights, data)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if "held_out" in found:
+        stages = [found[name] for name in ("as_trained", "fitted", "held_out")]
+        for which in ("average", "worst_class"):
+            before, after, held_out = (f"{100 * stage[which]:.1f}" for stage in stages)
+            console.print(
+                f"calibration: {which.replace('_', ' ')} on validation images under attack "
+                f"{before} -> {after} %, on images that did not choose it {held_out} %"
+            )
+    return weights, facts | {"calibration": own | found}
+
+
+def _calibrated_before(
+    directory: Path, own: Mapping[str, Any], task: Task
+) -> tuple[Weights, dict[str, Any]] | None:
+    """The exported model there and its facts, if it is a sound result of this calibration."""
+    try:
+        weights, facts = _exported(str(directory / "model.safetensors"), task)
+    except UsageError:
+        return None
+    found = facts.get("calibration", {})
+    return (weights, facts) if found | own == found else None
 
 
 def has_weights(workdir: Path, which: str, task: Task) -> bool:

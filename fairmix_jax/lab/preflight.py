@@ -53,6 +53,7 @@ def task_of(config: ConfigDict, directory: Path, with_training: bool, load: Load
             f"data.name={settings.data.name!r} cannot be evaluated with evaluate.attacks="
             f"{given.attacks!r}, evaluate.num_examples={given.num_examples}: {error}"
         ) from error
+    assembly.calibration(settings, task)
     if not with_training:
         evaluate_run.load_weights(directory, given.weights, task)
     elif not is_trained(directory):
@@ -72,7 +73,9 @@ def is_done(settings: Config, directory: Path) -> bool:
     """
     has_own = processes.from_main((directory / "checkpoints").exists)
     is_whole = not has_own or processes.from_main(functools.partial(export.is_whole, directory))
-    is_evaluated = earlier.has_all(directory, as_plain(settings.evaluate))
+    is_evaluated = earlier.has_all(
+        directory, *map(as_plain, (settings.evaluate, settings.calibration))
+    )
     return is_trained(directory) and is_evaluated and is_whole
 
 

@@ -22,8 +22,8 @@ from fairmix_jax.runtime.json_files import flatten, read_json, write_json
 from fairmix_jax.runtime.provenance import provenance
 
 _MAY_CHANGE = (
-    "evaluate.", "checkpoint.", "data.dir", "num_devices", "sweep", "report", "benchmark.",
-    "compile.", "launch.",
+    "evaluate.", "calibration.", "checkpoint.", "data.dir", "num_devices", "sweep", "report",
+    "benchmark.", "compile.", "launch.",
 )  # fmt: skip
 
 _BEGUN = ("checkpoints/*/[0-9]*", "evaluation.json")

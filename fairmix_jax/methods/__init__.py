@@ -1,1 +1,1 @@
-"""The choices that make a defence: base loss, rule, mixing and averaging."""
+"""The choices that make a defence: base loss, rule, mixing, averaging and calibration."""

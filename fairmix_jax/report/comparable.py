@@ -17,7 +17,7 @@ _NOT_A_METHOD = (
     "seed", "num_devices", "sweep", "report", "data.dir", "data.draw", "checkpoint.", "evaluate.",
     "benchmark.", "compile.", "study.",
 )  # fmt: skip
-_AXES = ("rule", "mixing", "averaging")
+_AXES = ("rule", "mixing", "averaging", "calibration")
 _EVALUATED_WITH = ("step_size", "num_restarts", "search_dtype")
 
 
@@ -183,7 +183,8 @@ def _settings(run: Run) -> dict[str, Any]:
     """Returns the fields that define a method: the run's config, and how it was evaluated."""
     settings = run.evaluation.get("settings", {})
     return (
-        {k: v for k, v in run.config.items() if not k.startswith(_NOT_A_METHOD)}
+        {"calibration.name": "none"}  # of runs that are older than the field
+        | {k: v for k, v in run.config.items() if not k.startswith(_NOT_A_METHOD)}
         | {f"evaluate.{k}": settings[k] for k in _EVALUATED_WITH if k in settings}
         | {"weights": run.evaluation["weights"]}
     )

@@ -18,11 +18,12 @@ from fairmix_jax.runtime.errors import UsageError
 
 AXES = {
     "data": "data", "model": "models", "base": "bases", "rule": "rules", "averaging": "averaging",
+    "calibration": "calibrations",
 }  # fmt: skip
 """The axis that each section of a config chooses from."""
 
 _SECTION = {axis: section for section, axis in AXES.items()}
-_PACKAGES = {axis: f"methods.{axis}" for axis in ("bases", "rules", "averaging")}
+_PACKAGES = {axis: f"methods.{axis}" for axis in ("bases", "rules", "averaging", "calibrations")}
 
 
 def names(axis: str) -> list[str]:

@@ -15,6 +15,7 @@ from fairmix_jax import types as t
 from fairmix_jax.data import batches
 from fairmix_jax.methods import mixing
 from fairmix_jax.methods.training_attack import TrainingAttack
+from fairmix_jax.models.described import weights_template
 from fairmix_jax.runtime import registry
 from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.runtime.json_files import read_json
@@ -42,9 +43,8 @@ class Trainer(NamedTuple):
     frozen_base: t.Base
 
     def evaluated_weights(self, state: t.TrainState) -> t.Weights:
-        """Returns the weights to evaluate: averaged, if there is an average, and finished."""
-        weights = t.Weights(state.params, state.batch_stats)
-        return self.rule.finish(self.averaging.weights(state.average, weights))
+        """Returns the weights to evaluate: averaged, if there is an average."""
+        return self.averaging.weights(state.average, t.Weights(state.params, state.batch_stats))
 
 
 def hot_start(settings: Settings, task: Task) -> t.Weights | None:
@@ -76,6 +76,23 @@ def hot_start(settings: Settings, task: Task) -> t.Weights | None:
             "folder of a finished run with the same model and classes"
         )
     return restored[0]
+
+
+def calibration(settings: Settings, task: Task) -> t.Calibration:
+    """Returns what is done to the weights before they are evaluated.
+
+    Raises:
+      UsageError: a number or the model does not fit, or it reads a validation set that is not
+        there.
+    """
+    made = _member("calibrations", settings.calibration, len(task.dataset.class_names))
+    if made.reads_validation and not len(task.validation.labels):
+        raise UsageError(
+            f"calibration.name={settings.calibration.name!r} reads a validation set and there is "
+            f"none; raise data.val_fraction={settings.data.val_fraction}"
+        )
+    _built(made.check, weights_template(task.model))
+    return made
 
 
 def assemble(settings: Settings, task: Task, *, total_steps: int, key: t.Key) -> Trainer:
@@ -124,7 +141,6 @@ def assemble(settings: Settings, task: Task, *, total_steps: int, key: t.Key) ->
         awp_from_step=round(total_steps * settings.awp.warmup_epochs / settings.total_epochs),
     )  # fmt: skip
     weights = t.Weights(*_built(task.model.init, key))
-    _built(rule.finish, weights)  # raises if it does not fit the model
     state = initial_state(weights, tx=tx, rule=rule, averaging=averaging)
     return Trainer(state, train_step, rule, averaging, frozen_base)
 

@@ -157,6 +157,7 @@ class Settings:
     base: Member = Member("pgd_at")
     rule: Member = Member("none")
     averaging: Member = Member("none")
+    calibration: Member = Member("none")
     mixing: Mixing = Mixing()
     attack: Attack = Attack()
     awp: WeightPerturbation = WeightPerturbation()

@@ -10,7 +10,7 @@ from typing import Any
 from fairmix_jax.lab.configs.cifar10_recipes import RECIPES
 from fairmix_jax.methods import awp, mixing
 from fairmix_jax.runtime import registry, templates
-from fairmix_jax.types import VALIDATION, Rule, Source
+from fairmix_jax.types import VALIDATION, Source
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,12 +18,13 @@ _ROOT = Path(__file__).resolve().parents[1]
 def pages() -> dict[str, str]:
     """Returns the text of each page, by its name in docs/; the templates lie beside this file."""
     measured = json.loads((_ROOT / "results" / "rule_cost.json").read_text())
-    bases, rules, averaging = map(_members, ("bases", "rules", "averaging"))
+    axes = ("bases", "rules", "averaging", "calibrations")
+    bases, rules, averaging, calibrations = map(_members, axes)
     methods = templates.render(
         "tools", "methods.md.j2",
         bases=[facts | {"time": _time(measured, name)} for name, facts in bases.items()],
         rules=[facts | _rule(measured, name) for name, facts in rules.items()],
-        averaging=averaging.values(),
+        averaging=averaging.values(), calibrations=calibrations.values(),
         mixing=[_facts(name, *said) for name, said in mixing.MEMBERS.items()],
         awp=_facts("awp", awp.__doc__, awp.SOURCE) | {"time": _time(measured, "awp")},
         measured=measured, config=_config, percent=_percent,
@@ -60,8 +61,6 @@ def _rule(measured: dict[str, Any], name: str) -> dict[str, str]:
     when += ["validations"] if VALIDATION & set(rule.reads) else []
     if "warmup_epochs" in registry.parameters("rules", name):
         when[-1] += " after a warm-up"
-    if rule.finish is not Rule._field_defaults["finish"]:
-        when += ["after training"]
     columns = {"sets": sets, "reads": rule.reads, "when": when}
     texts = {column: ", ".join(found) or "-" for column, found in columns.items()}
     return texts | {"cost": _cost(measured, name)}

@@ -18,6 +18,7 @@ ValueError which names it. `**mixing` are `s`, `s_minus` and `prior` of `optimal
 is that of Xu et al. 2021, arXiv 2010.06121, the idea of mixing within a class that of Zhong and
 Tandon 2024, arXiv 2411.14424. Statements S1 to S16 are proved in docs/theory/statements.md.
 `surrogates` has what they take for granted: other means, laws of the weights and losses.
+`calibration` has biases fitted on validation points, S17 to S19.
 """
 
 import numpy as np

@@ -9,27 +9,39 @@ import tarfile
 import pytest
 from conftest import ROOT
 
+from fairmix_jax.lab import workdir
 from fairmix_jax.runtime import json_files, moved
 
 
 def test_a_run_that_version_0_1_began_goes_on_and_is_evaluated_and_reported(tmp_path):
-    """It was stopped by SIGTERM after step 10 of 18; its config has no field younger than it."""
+    """It was stopped by SIGTERM after step 10 of 18; one section is younger than its config."""
     with tarfile.open(ROOT / "tests" / "data" / "run_of_version_0_1.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
-    workdir = tmp_path / "stopped"
-    before = json.loads((workdir / "config.json").read_text())
-    command = [sys.executable, "launch.py", f"--workdir={workdir}"]
+    folder = tmp_path / "stopped"
+    before = json.loads((folder / "config.json").read_text())
+    command = [sys.executable, "launch.py", f"--workdir={folder}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "resuming at step 10 of 18" in result.stdout
-    assert json_files.load(workdir / "config.json") == before
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    after = json_files.load(folder / "config.json")
+    assert after == before | {"calibration": {"name": "none"}}
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
     epochs = [json.loads(line)["epoch"] for line in lines]
     assert epochs == [1, 2, 3, 4, 5, 6]
-    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    evaluation = json.loads((folder / "evaluation.json").read_text())
     assert list(evaluation["attacks"]) == ["clean", "pgd5", "fast@50"]
     assert evaluation["attacks"]["clean"]["average"] > 0.6
-    assert (workdir / "report" / "index.html").stat().st_size > 0
+    assert (folder / "report" / "index.html").stat().st_size > 0
+
+
+def test_the_rule_head_norm_of_version_0_1_is_a_calibration(tmp_path):
+    chosen = {"seed": 0, "rule": {"name": "head_norm", "to": "mean"}}
+    (tmp_path / "config.json").write_text(json.dumps(chosen))
+    (tmp_path / "evaluation.json").write_text("{}")
+    config = workdir.get_config(str(tmp_path))
+    assert config.rule.name == "none"
+    assert (config.calibration.name, config.calibration.to) == ("head_norm", "mean")
+    workdir.require(tmp_path, config)
 
 
 @pytest.mark.parametrize("old", moved.NEW_PATHS)

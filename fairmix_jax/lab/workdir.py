@@ -32,13 +32,22 @@ _BEGUN = ("checkpoints/*/[0-9]*", "evaluation.json")
 
 def get_config(workdir: str = "") -> ConfigDict:
     """Returns the config in `WORKDIR/config.json`; fields younger than it have defaults."""
-    path = Path(workdir) / "config.json"
-    if (found := read_json(path)) is None:
+    if not (found := _stored(Path(workdir))):
+        path = Path(workdir) / "config.json"
         raise ValueError(f"there is no {path}; give --config=NAME to start a run there")
     config = default_config()
     with config.ignore_type():
         config.update(ConfigDict(_with_tuples(found)))
     return config.lock()
+
+
+def _stored(workdir: Path) -> dict[str, Any]:
+    """The content of `config.json`, empty if there is none; a rule of 0.1 is a calibration now."""
+    found = read_json(workdir / "config.json") or {}
+    if (rule := found.get("rule", {})).get("name") == "head_norm":
+        found["calibration"] = dict(rule)
+        found["rule"] = {"name": "none"}
+    return found
 
 
 def _with_tuples(value: Any) -> Any:
@@ -64,7 +73,7 @@ def require(workdir: Path, config: ConfigDict) -> None:
     fixed = {field: value for field, value in plain if not field.startswith(_MAY_CHANGE)}
     processes.require_equal("the config", json.dumps(fixed, sort_keys=True))
     processes.from_main(lambda: require_writable(workdir))
-    old = dict(flatten(read_json(workdir / "config.json") or {}))
+    old = dict(flatten(_stored(workdir)))
     made = [found for name in _BEGUN for found in (name, f"*/{name}")]
     begun = processes.from_main(lambda: any(any(workdir.glob(name)) for name in made))
     for field, value in fixed.items() if begun else ():

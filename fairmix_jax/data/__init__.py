@@ -6,16 +6,14 @@ as `NAME.npz`, which `fairmix_jax.data.prepare` writes, then as a data set of TF
 """
 
 import os
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fairmix_jax.runtime import registry
-from fairmix_jax.runtime.console import printable
-from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.runtime.errors import UsageError, refused
 
 
 class Split(NamedTuple):
@@ -73,19 +71,6 @@ def load(config: Mapping[str, Any]) -> Dataset:
                 return _tfds.load(name, root, num_train=number)
             dataset = _from_file(file)
     return dataset._replace(train=dataset.train.take(balanced_rows(dataset.train.labels, number)))
-
-
-@contextmanager
-def refused(what: str, remedy: str) -> Generator[None]:
-    """Makes one line of whatever is raised, a `UsageError`: data may be made to harm."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:
-        said = repr(error) if isinstance(error, KeyError) else str(error) or repr(error)
-        line = f"{what} ({' '.join(said.split())[:300]}); {remedy}"
-        raise UsageError(printable(line)) from error
 
 
 def directory(given: str = "") -> Path:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fairmix_jax.data import _pickle, refused
-from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.data import _pickle
+from fairmix_jax.runtime.errors import UsageError, refused
 
 
 class _Layout(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fairmix_jax.data import Dataset, Split, balanced_rows, refused, require_sound
-from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.data import Dataset, Split, balanced_rows, require_sound
+from fairmix_jax.runtime.errors import UsageError, refused
 
 REMEDY = "remove its folder and prepare it again, or choose another name"
 

@@ -13,20 +13,20 @@ import hashlib
 import os
 import re
 import urllib.request
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from rich.progress import wrap_file
 
-from fairmix_jax.data import _cifar_archive, _class_folders, _tfds, directory, refused
+from fairmix_jax.data import _cifar_archive, _class_folders, _tfds, directory
 from fairmix_jax.runtime import registry
 from fairmix_jax.runtime.console import printable
-from fairmix_jax.runtime.errors import UsageError, exits_on_usage_error
+from fairmix_jax.runtime.errors import UsageError, exits_on_usage_error, refused
+from fairmix_jax.runtime.json_files import whole
 
 _CIFAR = ("cifar10", "cifar100")
 _PATIENCE = 60  # seconds that a server may be silent
+_OWN_PART = f"{os.getpid()}.part"  # two processes never share a file that is not whole yet
 
 
 def prepare(name: str, *, source: Path | None, data_dir: Path) -> Path:
@@ -64,22 +64,10 @@ def prepare(name: str, *, source: Path | None, data_dir: Path) -> Path:
             f"{name!r} needs them"
         )
     target = data_dir / f"{name}.npz"
-    with refused(f"cannot write {target}", "give another --data_dir"), _whole(target) as part:
-        with part.open("wb") as file:
+    with refused(f"cannot write {target}", "give another --data_dir"):
+        with whole(target, ending=_OWN_PART) as file:
             np.savez(file, allow_pickle=False, **arrays)
     return target
-
-
-@contextmanager
-def _whole(target: Path) -> Generator[Path]:
-    """The file to write, which becomes `target` when it is whole; two processes never share it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        yield part
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def existing(name: str, data_dir: Path) -> Path | None:
@@ -115,12 +103,16 @@ def download(url: str, directory: Path, *, size: int, checksum: str) -> Path:
     target = directory / url.rsplit("/", 1)[-1]
     if target.exists() and _sha256(target) == checksum:
         return target
-    with refused(f"cannot download {url}", "give the file with --source"), _whole(target) as part:
-        with urllib.request.urlopen(url, timeout=_PATIENCE) as response, part.open("wb") as file:
-            with wrap_file(response, total=size, description=target.name) as stream:
-                while (chunk := stream.read(1 << 20)) and file.tell() <= size:
-                    file.write(chunk)
-        if (found := _sha256(part)) != checksum:
+    with (
+        refused(f"cannot download {url}", "give the file with --source"),
+        whole(target, ending=_OWN_PART) as file,
+        urllib.request.urlopen(url, timeout=_PATIENCE) as response,
+        wrap_file(response, total=size, description=target.name) as stream,
+    ):
+        while (chunk := stream.read(1 << 20)) and file.tell() <= size:
+            file.write(chunk)
+        file.flush()
+        if (found := _sha256(Path(file.name))) != checksum:
             raise ValueError(f"its sha256 is {found}, not {checksum}")
     return target
 

@@ -11,7 +11,7 @@ from safetensors.numpy import load, save
 
 from fairmix_jax.models.described import build_model, weights_template
 from fairmix_jax.runtime import json_files
-from fairmix_jax.runtime.errors import Damaged, UsageError
+from fairmix_jax.runtime.errors import UsageError, refused
 from fairmix_jax.runtime.json_files import write_bytes, write_json
 from fairmix_jax.runtime.sealed import digest, named
 from fairmix_jax.types import LogitsFn, Weights
@@ -72,16 +72,13 @@ def read_tensors(path: Path | str) -> dict[str, np.ndarray]:
     `path` and errors are as in `load_model`.
     """
     file, card = _file(path, ".safetensors"), read_card(path)
-    content = file.read_bytes()
-    try:
+    content, remedy = file.read_bytes(), "run what wrote it again, or take another copy of both"
+    with refused(f"{str(file)!r} is damaged", remedy):  # whatever a damaged head makes of the rest
         found = load(content)
         trees: dict[str, Any] = unflatten_dict(found, sep="/")
         weights = Weights(*(trees.get(name, {}) for name in Weights._fields))
         if card.get("sha256", own := digest(weights)) != own:
             raise ValueError("its weights do not match the sha256 in its card")
-    except Exception as error:  # whatever a damaged head makes of the rest
-        remedy = "; run what wrote it again, or take another copy of it and its card"
-        raise Damaged.at(file, error, remedy) from error
     return found
 
 

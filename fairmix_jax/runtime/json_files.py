@@ -36,13 +36,13 @@ _NUMBERS = {"NaN": "null", "Infinity": "1e999"}
 
 
 @contextmanager
-def whole(path: Path, *, appends: bool = False) -> Generator[BinaryIO]:
+def whole(path: Path, *, appends: bool = False, ending: str = "part") -> Generator[BinaryIO]:
     """Yields a file to write to, which takes the place of `path` in the end; makes its folder.
 
     So `path` is the old file or the new one, also after a full disk or a power failure; not if it
-    `appends`. An `OSError` names `path` if it names nothing.
+    `appends`. Until then its name has the `ending`. An `OSError` names `path` if it names nothing.
     """
-    part = path if appends else path.with_name(f"{path.name}.part")
+    part = path if appends else path.with_name(f"{path.name}.{ending}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab" if appends else "wb") as file:
@@ -54,7 +54,7 @@ def whole(path: Path, *, appends: bool = False) -> Generator[BinaryIO]:
         if not appends:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno:  # without, its text would be lost
             error.filename = error.filename or str(path)
         raise
 

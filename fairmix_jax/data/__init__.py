@@ -110,10 +110,8 @@ def stratified_split(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, n
     ones in every run, whatever the seed; `fraction` is in `[0, 1)`.
     """
     rng = np.random.default_rng(0)
-    held_out = []
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        held_out.append(rng.permutation(rows)[: round(fraction * len(rows))])
+    of_class = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    held_out = [rows[: round(fraction * len(rows))] for rows in of_class]
     validation = np.sort(np.concatenate(held_out))
     return np.setdiff1d(np.arange(len(labels)), validation), validation
 

@@ -35,9 +35,8 @@ def load(name: str, root: Path, *, num_train: int = 0) -> Dataset:
     """Returns the train and test splits of a prepared TFDS data set, e.g. `"cifar10:3.0.2"`.
 
     Examples are ordered by their `id` feature where there is one, else as stored. Only the
-    `balanced_rows` of the training images are decoded. Raises a `UsageError` if the name is
-    unknown, the directory missing, the data not prepared there or damaged, or its features are not
-    one image of a fixed size and one label.
+    `balanced_rows` of the training images are decoded. Raises a `UsageError` if the data are not
+    there or damaged, or are not one image of a fixed size and one label.
     """
     if not root.is_dir():
         raise UsageError(
@@ -63,7 +62,6 @@ def load(name: str, root: Path, *, num_train: int = 0) -> Dataset:
             f"data.name={name!r} has no {' and no '.join(missing)}; "
             "choose an image classification set with a train and a test split"
         )
-
     train, test = _split(builder, "train", num_train), _split(builder, "test", 0)
     dataset = Dataset(train, test, tuple(features["label"].names))
     require_sound(dataset)

@@ -34,9 +34,8 @@ def prepare(name: str, *, source: Path | None, data_dir: Path) -> Path:
 
     Pixels are those of the archive, or those that a viewer shows of an image file: turned as
     its EXIF data say, palettes resolved; what is passed over is counted on standard output. An
-    existing data set is left alone. `source` is as the module says, `None` to download; with class
-    folders any new name will do. Raises a `UsageError` if `source` is not what it should be, the
-    download fails, or the file cannot be written, and leaves nothing behind then.
+    existing data set is left alone. `source` is as the module says, `None` to download. Raises a
+    `UsageError` if anything is amiss, and leaves nothing behind then.
     """
     if source is not None and not (source.is_file() or source.is_dir()):
         raise UsageError(

@@ -20,8 +20,7 @@ def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 def chosen_devices(number: int) -> list[Any]:
     """Returns the first `number` devices of all processes, all if 0.
 
-    Raises:
-      UsageError: there are not so many, or several processes would not use all of theirs.
+    Raises a `UsageError` if there are fewer, or several processes would not use all of theirs.
     """
     found = jax.devices()
     if number > len(found):

@@ -146,7 +146,8 @@ def _batch(found: dict[str, Any], kinds: list[_Kind]) -> list[np.ndarray]:
         labels = [*found[f"{kind.name}s"]]
         are_labels = all(isinstance(n, int | np.integer) and 0 <= n < kind.size for n in labels)
         if len(labels) != len(images) or not are_labels:
-            counts = f"{len(labels)} labels for {len(images)} images"
-            raise ValueError(f"{counts}, or not from 0 to {kind.size - 1}")
+            raise ValueError(
+                f"{len(labels)} labels for {len(images)} images, or not from 0 to {kind.size - 1}"
+            )
         batch.append(np.array(labels, np.int32))
     return batch

@@ -12,7 +12,7 @@ from PIL import Image
 from fairmix_jax.data import Dataset, Split, balanced_rows, require_sound
 from fairmix_jax.runtime.errors import UsageError, refused
 
-REMEDY = "remove its folder and prepare it again, or choose another name"
+REMEDY = "remove its folder or file and prepare it again, or choose another name"
 
 
 def builder_of(name: str, root: Path) -> Any:
@@ -86,8 +86,6 @@ def _split(builder: Any, split: str, number: int) -> Split:
     with ThreadPoolExecutor() as pool:
         images = list(pool.map(lambda file: np.asarray(Image.open(file)), encoded))
     if len({image.shape for image in images}) != 1:
-        raise UsageError(
-            f"data.name={builder.name!r} has images of several sizes; prepare a copy with one size"
-        )
+        raise UsageError(f"data.name={builder.name!r} has images of several sizes; give them one")
     stacked = np.stack(images)
     return Split(stacked[..., None] if stacked.ndim == 3 else stacked, labels[rows])

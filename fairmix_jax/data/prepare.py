@@ -39,7 +39,7 @@ def prepare(name: str, *, source: Path | None, data_dir: Path) -> Path:
     """
     if source is not None and not (source.is_file() or source.is_dir()):
         raise UsageError(
-            f"--source={str(source)!r} does not exist, or is no file; give an archive or a folder"
+            f"--source={str(source)!r} does not exist as a file or folder; give another"
         )
     if name in registry.names("data"):
         raise UsageError(f"{name!r} is a data set of fairmix_jax itself; choose another name")
@@ -77,10 +77,9 @@ def existing(name: str, data_dir: Path) -> Path | None:
     """
     if not re.fullmatch(r"\w[\w.+-]{0,99}([/:]\w[\w.*+-]{0,99})*", name):
         raise UsageError(f"the name {name!r} is no data set's; use letters, digits, _, . and -")
-    file = data_dir / f"{name}.npz"
-    if file.is_file() or not (data_dir / name).is_dir():
-        return file if file.is_file() else None
-    builder = _tfds.builder_of(name, data_dir)
+    if (file := data_dir / f"{name}.npz").is_file():
+        return file
+    builder = _tfds.builder_of(name, data_dir) if (data_dir / name).is_dir() else None
     return Path(builder.data_dir) if builder and builder.info.splits else None
 
 

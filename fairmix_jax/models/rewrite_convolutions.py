@@ -23,8 +23,7 @@ def rewrite_convolutions(function: Function) -> Function:
     On CPU an attack in a loop is then as fast as its gradients are alone, and not three to
     six times slower; on GPU and TPU nothing changes. Any layout of images and kernels is
     understood; convolutions inside `jit`, `scan`, `cond` and `checkpoint` are found, those
-    inside a function with its own derivative rule are left alone. Our own networks, and
-    functions without convolutions, are returned in effect unchanged.
+    inside a function with its own derivative rule are left alone, as those of our networks are.
 
     Guarantees: the same results up to rounding. Gradients in reverse mode only.
 

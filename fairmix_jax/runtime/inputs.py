@@ -24,11 +24,8 @@ def check_batch(images: Any, labels: Any, threat: ThreatModel | None = None) -> 
     if jnp.ndim(images) != 4:
         raise ValueError(f"images has shape {jnp.shape(images)}; give [B, H, W, C]")
     check_labels(labels, len(images))
-    if threat is not None and jnp.ndim(threat.epsilon):
-        raise ValueError(
-            f"threat.epsilon has shape {jnp.shape(threat.epsilon)}; give one radius, or map over "
-            "several with jax.vmap"
-        )
+    if threat is not None and (shape := jnp.shape(threat.epsilon)):
+        raise ValueError(f"threat.epsilon has shape {shape}; give one radius, or use jax.vmap")
     if threat is None or isinstance(images, Tracer) or not len(images):
         return
     (low, high), known = threat.bounds, np.asarray(images)
@@ -88,11 +85,9 @@ def check_finite(low: float, high: float = np.inf, **given: Any) -> None:
 def check_rows(name: str, rows: Any, num_images: int) -> None:
     """Checks that there is a whole number for each image, e.g. to tell its random numbers apart."""
     kind = rows.dtype if hasattr(rows, "dtype") else np.asarray(rows).dtype
-    if jnp.shape(rows) != (num_images,) or not jnp.issubdtype(kind, jnp.integer):
-        raise ValueError(
-            f"{name} has shape {jnp.shape(rows)} and type {kind}; give integers of shape "
-            f"({num_images},), one each"
-        )
+    shape, wanted = jnp.shape(rows), (num_images,)
+    if shape != wanted or not jnp.issubdtype(kind, jnp.integer):
+        raise ValueError(f"{name} has shape {shape}, type {kind}; give integers of shape {wanted}")
 
 
 def checked_model(logits_fn: LogitsFn, labels: Any) -> LogitsFn:

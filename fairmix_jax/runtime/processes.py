@@ -96,12 +96,12 @@ def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) ->
 def _patience(coordinator: str, num_processes: int, process_id: int) -> Generator[None]:
     """Says what is waited for, and ends the process in time: JAX would abort it with a dump."""
     what = f"process {process_id} of {num_processes}"
-    whom = "the others to come to" if process_id == 0 else "process 0 and all others at"
-    text = f"{JOIN_SECONDS:g} s for {whom} {coordinator}"
+    text = f"{JOIN_SECONDS:g} s for all of them to come to {coordinator}"
 
     def give_up() -> None:
-        line = f"{what} has waited {text}; start all of them with its address"
-        print(line, file=sys.stderr, flush=True)
+        print(
+            f"{what} has waited {text}; start them with that address", file=sys.stderr, flush=True
+        )
         os._exit(EXIT_USAGE)
 
     from fairmix_jax.runtime.console import console  # and rich, which attacks do without
@@ -152,14 +152,11 @@ def _sent(collective: Callable[[np.ndarray], Any], data: bytes) -> list[bytes]:
     with _Undisturbed():
         pairs = np.reshape(collective(np.asarray(divmod(len(here), _CHUNK), np.int32)), (-1, 2))
         sizes = [int(chunks) * _CHUNK + int(rest) for chunks, rest in pairs]
-        rows = []
-        for start in range(0, max(sizes), _CHUNK):
-            length = min(_CHUNK, max(sizes) - start)
-            part = here[start : start + length]
-            sent = collective(np.pad(part, (0, length - len(part))))
-            rows.append(np.asarray(sent, np.uint8).reshape(len(sizes), length))
-    whole = np.concatenate(rows, axis=1)
-    return [row[:size].tobytes() for row, size in zip(whole, sizes, strict=True)]
+        padded = np.pad(here, (0, max(sizes) - len(here)))
+        pieces = np.split(padded, range(_CHUNK, len(padded), _CHUNK))
+        sent = [np.asarray(collective(piece), np.uint8) for piece in pieces]
+    rows = np.concatenate([piece.reshape(len(sizes), -1) for piece in sent], axis=1)
+    return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
 
 
 class _Undisturbed(StopRequest):

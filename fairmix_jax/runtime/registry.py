@@ -27,9 +27,8 @@ _SECTION = {axis: section for section, axis in AXES.items()}
 def names(axis: str) -> list[str]:
     """Returns the members of an axis, e.g. `"bases"` or `"models"`, sorted.
 
-    Besides the package's own, these are the files in any folder `fairmix_jax/<axis>` on
-    Python's path, as long as `fairmix_jax` there is a bare folder and not another copy of
-    this package.
+    Besides the package's own, these are the files in any folder `fairmix_jax/<axis>` on Python's
+    path that does not lie in another copy of this package.
     """
     return list(_members(axis))
 

@@ -7,8 +7,7 @@ table of rooms is in CONTRIBUTING.md.
 import importlib
 from typing import Any
 
-from fairmix_jax.runtime import moved
-from fairmix_jax.runtime.version import VERSION
+from fairmix_jax.runtime import VERSION, moved
 
 __version__ = VERSION
 

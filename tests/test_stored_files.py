@@ -22,7 +22,6 @@ from fairmix_jax.report.comparable import comparable
 from fairmix_jax.runtime import errors, json_files
 from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.runtime.json_files import dumps, load, read_json, read_lines, sealed, write_json
-from fairmix_jax.runtime.shapes import misfit
 from fairmix_jax.training.progress import MetricLog
 
 STUDY = ROOT / "results" / "study_tuning"
@@ -193,10 +192,13 @@ def test_shapes_say_what_does_not_fit_and_where():
         ({"a": [], "b": {"x": {}}}, "b.x is {}"),
         ([], "it is []"),
     ):
-        assert misfit(value, shape) == reason
+        assert json_files.misfit(value, shape) == reason
     both = {"*": {"p": {"*M": "any"}, "q": {"*M": "any"}}}
-    assert misfit({"1": {"p": {"u": 1}, "q": {"u": 2}}, "2": {"p": {}, "q": {}}}, both) == ""
-    assert misfit({"1": {"p": {"u": 1}, "q": {"v": 2}}}, both)
+    assert (
+        json_files.misfit({"1": {"p": {"u": 1}, "q": {"u": 2}}, "2": {"p": {}, "q": {}}}, both)
+        == ""
+    )
+    assert json_files.misfit({"1": {"p": {"u": 1}, "q": {"v": 2}}}, both)
 
 
 def test_damaged_files_that_are_made_anew_do_not_stop_a_run(tmp_path, capsys):

@@ -6,16 +6,14 @@ as `NAME.npz`, which `fairmix_jax.data.prepare` writes, then as a data set of TF
 """
 
 import os
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fairmix_jax.runtime import registry
-from fairmix_jax.runtime.console import printable
-from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.runtime.errors import UsageError, refused
 
 
 class Split(NamedTuple):
@@ -75,19 +73,6 @@ def load(config: Mapping[str, Any]) -> Dataset:
     return dataset._replace(train=dataset.train.take(balanced_rows(dataset.train.labels, number)))
 
 
-@contextmanager
-def refused(what: str, remedy: str) -> Generator[None]:
-    """Makes one line of whatever is raised, a `UsageError`: data may be made to harm."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:
-        said = repr(error) if isinstance(error, KeyError) else str(error) or repr(error)
-        line = f"{what} ({' '.join(said.split())[:300]}); {remedy}"
-        raise UsageError(printable(line)) from error
-
-
 def directory(given: str = "") -> Path:
     """Returns the data directory: the one given, else `TFDS_DATA_DIR`, else TFDS's default."""
     return Path(given or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
@@ -95,14 +80,12 @@ def directory(given: str = "") -> Path:
 
 def _from_file(path: Path) -> Dataset:
     """The data set in a file of `prepare`; nothing in it is unpickled."""
-    what = f"{path} is damaged, or not by fairmix_jax.data.prepare"
-    with refused(what, "remove it and prepare it again"):
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            train = Split(arrays["train_images"], arrays["train_labels"])
-            test = Split(arrays["test_images"], arrays["test_labels"])
-            dataset = Dataset(train, test, tuple(arrays["class_names"].tolist()))
-        require_sound(dataset)
-        return dataset
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        train = Split(arrays["train_images"], arrays["train_labels"])
+        test = Split(arrays["test_images"], arrays["test_labels"])
+        dataset = Dataset(train, test, tuple(arrays["class_names"].tolist()))
+    require_sound(dataset)
+    return dataset
 
 
 def require_sound(dataset: Dataset) -> None:
@@ -125,10 +108,8 @@ def stratified_split(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, n
     ones in every run, whatever the seed; `fraction` is in `[0, 1)`.
     """
     rng = np.random.default_rng(0)
-    held_out = []
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        held_out.append(rng.permutation(rows)[: round(fraction * len(rows))])
+    of_class = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    held_out = [rows[: round(fraction * len(rows))] for rows in of_class]
     validation = np.sort(np.concatenate(held_out))
     return np.setdiff1d(np.arange(len(labels)), validation), validation
 

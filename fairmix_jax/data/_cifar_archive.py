@@ -11,27 +11,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fairmix_jax.data import _pickle, refused
-from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.data import _pickle
+from fairmix_jax.runtime.errors import UsageError, refused
+
+
+class _Kind(NamedTuple):
+    prefix: str  # of our arrays
+    name: str  # of this kind of label in the python version
+    size: int  # the number of classes
+    names: str  # their file in the binary version
 
 
 class _Layout(NamedTuple):
     files: dict[str, list[str]]  # each split's data files in order; the binary ones have `.bin`
-    kinds: dict[str, str]  # prefix of our arrays -> label kind; the order of the binary's bytes
-    sizes: list[int]  # the number of classes of each kind
     names: str  # the file of class names in the python version
-    binary_names: list[str]  # those of the binary version, one for each kind
+    kinds: list[_Kind]  # in the order of the binary's bytes
 
 
 _LAYOUTS = {
     "cifar10": _Layout(
         {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]},
-        {"": "label"}, [10], "batches.meta", ["batches.meta.txt"],
+        "batches.meta", [_Kind("", "label", 10, "batches.meta.txt")],
     ),
-    "cifar100": _Layout(
-        {"train": ["train"], "test": ["test"]}, {"coarse_": "coarse_label", "": "fine_label"},
-        [20, 100], "meta", ["coarse_label_names.txt", "fine_label_names.txt"],
-    ),
+    "cifar100": _Layout({"train": ["train"], "test": ["test"]}, "meta", [
+        _Kind("coarse_", "coarse_label", 20, "coarse_label_names.txt"),
+        _Kind("", "fine_label", 100, "fine_label_names.txt"),
+    ]),
 }  # fmt: skip
 _OPENERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 _MOST_BYTES, _MOST_MEMBERS = 1 << 29, 10_000  # three times what is in CIFAR's archives; 8 files
@@ -50,7 +55,7 @@ def read(name: str, source: Path) -> dict[str, np.ndarray]:
     layout = _LAYOUTS[name]
     stems = [stem for split in layout.files.values() for stem in split]
     python = [layout.names, *stems]
-    binary = [*(f"{stem}.bin" for stem in stems), *layout.binary_names]
+    binary = [*(f"{stem}.bin" for stem in stems), *(kind.names for kind in layout.kinds)]
     files = _contents(source, {*python, *binary})
     is_python = files.keys() >= set(python[:2])
     if not is_python and binary[0] not in files:
@@ -60,28 +65,24 @@ def read(name: str, source: Path) -> dict[str, np.ndarray]:
         )
     if missing := [file for file in (python if is_python else binary) if file not in files]:
         raise UsageError(f"--source={str(source)!r} lacks {', '.join(missing)}; get a whole copy")
-    kinds, parts = layout.kinds.values(), {}
     with refused(f"{layout.names} is damaged", "get another copy"):
-        found = _pickle.parsed(files[layout.names]) if is_python else {
-            f"{kind}_names": files[file].split()
-            for kind, file in zip(kinds, layout.binary_names, strict=True)
-        }  # fmt: skip
-        names = [_names(found[f"{k}_names"], n) for k, n in zip(kinds, layout.sizes, strict=True)]
-    for stem in stems:
-        with refused(f"{stem} is damaged", "get another copy"):
-            content = files[stem if is_python else f"{stem}.bin"]
-            found = _pickle.parsed(content) if is_python else _records(content, [*kinds])
-            parts[stem] = _batch(found, layout)
-    arrays = {
-        f"{p}class_names": np.array(some) for p, some in zip(layout.kinds, names, strict=True)
-    }
+        if is_python:
+            found = _pickle.parsed(files[layout.names])
+        else:
+            found = {f"{kind.name}_names": files[kind.names].split() for kind in layout.kinds}
+        arrays = {f"{kind.prefix}class_names": _names(found, kind) for kind in layout.kinds}
     for split, own in layout.files.items():
-        columns = zip(*(parts[stem] for stem in own), strict=True)
-        images, *labels = (np.concatenate(column) for column in columns)
+        batches = []
+        for stem in own:
+            with refused(f"{stem} is damaged", "get another copy"):
+                content = files[stem if is_python else f"{stem}.bin"]
+                found = _pickle.parsed(content) if is_python else _records(content, layout.kinds)
+                batches.append(_batch(found, layout.kinds))
+        images, *labels = map(np.concatenate, zip(*batches, strict=True))
         images = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         arrays[f"{split}_images"] = np.ascontiguousarray(images)
-        for prefix, some in zip(layout.kinds, labels, strict=True):
-            arrays[f"{split}_{prefix}labels"] = some
+        for kind, some in zip(layout.kinds, labels, strict=True):
+            arrays[f"{split}_{kind.prefix}labels"] = some
     return arrays
 
 
@@ -118,35 +119,35 @@ def _packed(source: Path, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
                 yield name, packed.read()
 
 
-def _records(content: bytes, kinds: list[str]) -> dict[str, Any]:
+def _records(content: bytes, kinds: list[_Kind]) -> dict[str, Any]:
     """A file of the binary version as the python version has it."""
     size = len(kinds) + 3072
     if not content or len(content) % size:
         raise ValueError(f"it has {len(content)} bytes, not a multiple of {size}")
     records = np.frombuffer(content, np.uint8).reshape(-1, size)
-    labels = zip(kinds, records.T, strict=False)
-    return {"data": records[:, len(kinds) :]} | {f"{kind}s": column for kind, column in labels}
+    labels = {f"{kind.name}s": records[:, number] for number, kind in enumerate(kinds)}
+    return {"data": records[:, len(kinds) :]} | labels
 
 
-def _names(found: Any, number: int) -> list[str]:
-    names = [name.decode() if isinstance(name, bytes) else name for name in found]
-    if not "".join(names).isprintable() or not len({*names}) == len(names) == number:
-        raise ValueError(f"it has not the names of {number} different classes")
-    return names
+def _names(found: dict[str, Any], kind: _Kind) -> np.ndarray:
+    names = [n.decode() if isinstance(n, bytes) else n for n in found[f"{kind.name}_names"]]
+    if not "".join(names).isprintable() or not len({*names}) == len(names) == kind.size:
+        raise ValueError(f"it has not the names of {kind.size} different classes")
+    return np.array(names)
 
 
-def _batch(found: dict[str, Any], layout: _Layout) -> list[np.ndarray]:
+def _batch(found: dict[str, Any], kinds: list[_Kind]) -> list[np.ndarray]:
     """The images of a file and, in order of their kinds, their labels."""
     images = found["data"]
     if not isinstance(images, np.ndarray) or images.dtype != "u1" or images.shape[1:] != (3072,):
         raise ValueError("its images are not uint8 [N, 3072]")
     batch = [images]
-    for kind, size in zip(layout.kinds.values(), layout.sizes, strict=True):
-        labels = [*found[f"{kind}s"]]
-        are_labels = all(isinstance(n, int | np.integer) and 0 <= n < size for n in labels)
+    for kind in kinds:
+        labels = [*found[f"{kind.name}s"]]
+        are_labels = all(isinstance(n, int | np.integer) and 0 <= n < kind.size for n in labels)
         if len(labels) != len(images) or not are_labels:
             raise ValueError(
-                f"{len(labels)} labels for {len(images)} images, or not from 0 to {size - 1}"
+                f"{len(labels)} labels for {len(images)} images, or not from 0 to {kind.size - 1}"
             )
         batch.append(np.array(labels, np.int32))
     return batch

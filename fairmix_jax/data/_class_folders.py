@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from fairmix_jax.data import refused
-from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.runtime.errors import UsageError, refused
 
 _SPLITS = ("train", "test")
 _MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGBA", "CMYK": "RGB"}
@@ -42,9 +41,8 @@ def read(name: str, source: Path) -> tuple[dict[str, np.ndarray], list[Path]]:
         for row, path in enumerate(paths):
             images[row] = _pixels(path, shape)
         arrays[f"{split}_images"] = images
-        arrays[f"{split}_labels"] = np.repeat(
-            np.arange(len(classes), dtype=np.int32), [len(own[label]) for label in classes]
-        )
+        numbers = np.arange(len(classes), dtype=np.int32)
+        arrays[f"{split}_labels"] = np.repeat(numbers, [len(own[label]) for label in classes])
     return arrays, ignored
 
 

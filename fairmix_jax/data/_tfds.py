@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fairmix_jax.data import Dataset, Split, balanced_rows, refused, require_sound
-from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.data import Dataset, Split, balanced_rows, require_sound
+from fairmix_jax.runtime.errors import UsageError, refused
 
-REMEDY = "remove its folder and prepare it again, or choose another name"
+REMEDY = "remove its folder or file and prepare it again, or choose another name"
 
 
 def builder_of(name: str, root: Path) -> Any:
@@ -35,9 +35,8 @@ def load(name: str, root: Path, *, num_train: int = 0) -> Dataset:
     """Returns the train and test splits of a prepared TFDS data set, e.g. `"cifar10:3.0.2"`.
 
     Examples are ordered by their `id` feature where there is one, else as stored. Only the
-    `balanced_rows` of the training images are decoded. Raises a `UsageError` if the name is
-    unknown, the directory missing, the data not prepared there or damaged, or its features are not
-    one image of a fixed size and one label.
+    `balanced_rows` of the training images are decoded. Raises a `UsageError` if the data are not
+    there or damaged, or are not one image of a fixed size and one label.
     """
     if not root.is_dir():
         raise UsageError(
@@ -63,7 +62,6 @@ def load(name: str, root: Path, *, num_train: int = 0) -> Dataset:
             f"data.name={name!r} has no {' and no '.join(missing)}; "
             "choose an image classification set with a train and a test split"
         )
-
     train, test = _split(builder, "train", num_train), _split(builder, "test", 0)
     dataset = Dataset(train, test, tuple(features["label"].names))
     require_sound(dataset)
@@ -88,8 +86,6 @@ def _split(builder: Any, split: str, number: int) -> Split:
     with ThreadPoolExecutor() as pool:
         images = list(pool.map(lambda file: np.asarray(Image.open(file)), encoded))
     if len({image.shape for image in images}) != 1:
-        raise UsageError(
-            f"data.name={builder.name!r} has images of several sizes; prepare a copy with one size"
-        )
+        raise UsageError(f"data.name={builder.name!r} has images of several sizes; give them one")
     stacked = np.stack(images)
     return Split(stacked[..., None] if stacked.ndim == 3 else stacked, labels[rows])

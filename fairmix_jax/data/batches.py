@@ -14,7 +14,7 @@ from fairmix_jax.runtime import sharding
 from fairmix_jax.types import Array, Batch, Key
 
 
-def as_float(images: np.ndarray) -> np.ndarray:
+def as_float(images: Any) -> Any:
     """Returns images in pixel units, `255 -> 1.0`; float images as they are."""
     return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images
 
@@ -30,9 +30,7 @@ def take(split: Split, rows: Array, size: Array) -> Batch:
 
 @jax.jit
 def _batch(images: Array, labels: Array, rows: Array, size: Array) -> Batch:
-    if images.dtype == jnp.uint8:
-        images = images.astype(jnp.float32) / 255
-    return Batch(images, labels, rows, jnp.arange(rows.shape[0]) < size)
+    return Batch(as_float(images), labels, rows, jnp.arange(rows.shape[0]) < size)
 
 
 class Feed(NamedTuple):
@@ -56,8 +54,7 @@ class Feed(NamedTuple):
 
     def _placed(self, array: np.ndarray, rows: np.ndarray) -> Array:
         """`array[rows]` on the mesh; only the rows of this process's devices are looked up."""
-        shape = (len(rows), *array.shape[1:])
-        place = sharding.of_batch(self.mesh, len(rows))
+        shape, place = (len(rows), *array.shape[1:]), sharding.of_batch(self.mesh, len(rows))
 
         def rows_of_device(index: Any) -> np.ndarray:
             return array[rows[index[0]]]

@@ -13,20 +13,20 @@ import hashlib
 import os
 import re
 import urllib.request
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from rich.progress import wrap_file
 
-from fairmix_jax.data import _cifar_archive, _class_folders, _tfds, directory, refused
+from fairmix_jax.data import _cifar_archive, _class_folders, _tfds, directory
 from fairmix_jax.runtime import registry
 from fairmix_jax.runtime.console import printable
-from fairmix_jax.runtime.errors import UsageError, exits_on_usage_error
+from fairmix_jax.runtime.errors import UsageError, exits_on_usage_error, refused
+from fairmix_jax.runtime.json_files import whole
 
 _CIFAR = ("cifar10", "cifar100")
 _PATIENCE = 60  # seconds that a server may be silent
+_OWN_PART = f"{os.getpid()}.part"  # two processes never share a file that is not whole yet
 
 
 def prepare(name: str, *, source: Path | None, data_dir: Path) -> Path:
@@ -34,13 +34,12 @@ def prepare(name: str, *, source: Path | None, data_dir: Path) -> Path:
 
     Pixels are those of the archive, or those that a viewer shows of an image file: turned as
     its EXIF data say, palettes resolved; what is passed over is counted on standard output. An
-    existing data set is left alone. `source` is as the module says, `None` to download; with class
-    folders any new name will do. Raises a `UsageError` if `source` is not what it should be, the
-    download fails, or the file cannot be written, and leaves nothing behind then.
+    existing data set is left alone. `source` is as the module says, `None` to download. Raises a
+    `UsageError` if anything is amiss, and leaves nothing behind then.
     """
     if source is not None and not (source.is_file() or source.is_dir()):
         raise UsageError(
-            f"--source={str(source)!r} does not exist, or is no file; give an archive or a folder"
+            f"--source={str(source)!r} does not exist as a file or folder; give another"
         )
     if name in registry.names("data"):
         raise UsageError(f"{name!r} is a data set of fairmix_jax itself; choose another name")
@@ -64,22 +63,10 @@ def prepare(name: str, *, source: Path | None, data_dir: Path) -> Path:
             f"{name!r} needs them"
         )
     target = data_dir / f"{name}.npz"
-    with refused(f"cannot write {target}", "give another --data_dir"), _whole(target) as part:
-        with part.open("wb") as file:
+    with refused(f"cannot write {target}", "give another --data_dir"):
+        with whole(target, ending=_OWN_PART) as file:
             np.savez(file, allow_pickle=False, **arrays)
     return target
-
-
-@contextmanager
-def _whole(target: Path) -> Generator[Path]:
-    """The file to write, which becomes `target` when it is whole; two processes never share it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        yield part
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def existing(name: str, data_dir: Path) -> Path | None:
@@ -90,10 +77,9 @@ def existing(name: str, data_dir: Path) -> Path | None:
     """
     if not re.fullmatch(r"\w[\w.+-]{0,99}([/:]\w[\w.*+-]{0,99})*", name):
         raise UsageError(f"the name {name!r} is no data set's; use letters, digits, _, . and -")
-    file = data_dir / f"{name}.npz"
-    if file.is_file() or not (data_dir / name).is_dir():
-        return file if file.is_file() else None
-    builder = _tfds.builder_of(name, data_dir)
+    if (file := data_dir / f"{name}.npz").is_file():
+        return file
+    builder = _tfds.builder_of(name, data_dir) if (data_dir / name).is_dir() else None
     return Path(builder.data_dir) if builder and builder.info.splits else None
 
 
@@ -115,12 +101,16 @@ def download(url: str, directory: Path, *, size: int, checksum: str) -> Path:
     target = directory / url.rsplit("/", 1)[-1]
     if target.exists() and _sha256(target) == checksum:
         return target
-    with refused(f"cannot download {url}", "give the file with --source"), _whole(target) as part:
-        with urllib.request.urlopen(url, timeout=_PATIENCE) as response, part.open("wb") as file:
-            with wrap_file(response, total=size, description=target.name) as stream:
-                while (chunk := stream.read(1 << 20)) and file.tell() <= size:
-                    file.write(chunk)
-        if (found := _sha256(part)) != checksum:
+    with (
+        refused(f"cannot download {url}", "give the file with --source"),
+        whole(target, ending=_OWN_PART) as file,
+        urllib.request.urlopen(url, timeout=_PATIENCE) as response,
+        wrap_file(response, total=size, description=target.name) as stream,
+    ):
+        while (chunk := stream.read(1 << 20)) and file.tell() <= size:
+            file.write(chunk)
+        file.flush()
+        if (found := _sha256(Path(file.name))) != checksum:
             raise ValueError(f"its sha256 is {found}, not {checksum}")
     return target
 

@@ -11,7 +11,7 @@ from safetensors.numpy import load, save
 
 from fairmix_jax.models.described import build_model, weights_template
 from fairmix_jax.runtime import json_files
-from fairmix_jax.runtime.errors import Damaged, UsageError
+from fairmix_jax.runtime.errors import UsageError, refused
 from fairmix_jax.runtime.json_files import write_bytes, write_json
 from fairmix_jax.runtime.sealed import digest, named
 from fairmix_jax.types import LogitsFn, Weights
@@ -22,8 +22,8 @@ def save_model(
 ) -> None:
     """Writes `model.safetensors` (the weights, see `tensors`) and `model.json` (what they are).
 
-    That is `Task.model_card`, any further facts, from the evaluation the data set, the threat and
-    which weights these are, and the digest of the weights.
+    That is the card, from the evaluation the data set, the threat and which weights these are, and
+    the digest of the weights.
     """
     write_bytes(workdir / "model.safetensors", save(tensors(weights)))
     facts = {name: evaluation[name] for name in ("dataset", "threat", "weights")}
@@ -44,8 +44,8 @@ def load_model(path: Path | str) -> tuple[LogitsFn, dict[str, Any]]:
 
     Raises:
       FileNotFoundError: there is no exported model there.
-      ValueError: the weights are damaged, or do not fit the card. A card without a digest, as
-        versions before 0.2 wrote them, is accepted; then only the latter is noticed.
+      ValueError: the weights are damaged (which a card of version 0.1, without a digest, does not
+        tell), or do not fit the card.
       UsageError: the card is damaged.
     """
     card = read_card(path)
@@ -59,29 +59,20 @@ def load_model(path: Path | str) -> tuple[LogitsFn, dict[str, Any]]:
 
 
 def read_card(path: Path | str) -> dict[str, Any]:
-    """Returns the card of an exported model; `path` is as in `load_model`.
-
-    Raises a `UsageError` if it is damaged.
-    """
+    """Returns the card of an exported model; `path` and errors are as in `load_model`."""
     return json_files.load(_file(path, ".json"), "model.json")
 
 
 def read_tensors(path: Path | str) -> dict[str, np.ndarray]:
-    """Returns the arrays of an exported model by their names in the file.
-
-    `path` and errors are as in `load_model`.
-    """
+    """Returns the arrays of an exported model by their names; the rest is as in `load_model`."""
     file, card = _file(path, ".safetensors"), read_card(path)
-    content = file.read_bytes()
-    try:
+    content, remedy = file.read_bytes(), "run what wrote it again, or take another copy of both"
+    with refused(f"{str(file)!r} is damaged", remedy):  # whatever a damaged head makes of the rest
         found = load(content)
         trees: dict[str, Any] = unflatten_dict(found, sep="/")
         weights = Weights(*(trees.get(name, {}) for name in Weights._fields))
         if card.get("sha256", own := digest(weights)) != own:
             raise ValueError("its weights do not match the sha256 in its card")
-    except Exception as error:  # whatever a damaged head makes of the rest
-        remedy = "; run what wrote it again, or take another copy of it and its card"
-        raise Damaged.at(file, error, remedy) from error
     return found
 
 
@@ -108,5 +99,5 @@ def read_weights(path: Path | str, template: Weights) -> Weights:
 
 def _file(path: Path | str, suffix: str) -> Path:
     path = Path(path)
-    is_folder = path.suffix != ".safetensors" or path.is_dir()
-    return path / f"model{suffix}" if is_folder else path.with_suffix(suffix)
+    is_file = path.suffix == ".safetensors" and not path.is_dir()
+    return path.with_suffix(suffix) if is_file else path / f"model{suffix}"

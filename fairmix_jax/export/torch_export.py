@@ -26,18 +26,20 @@ from fairmix_jax.runtime import registry
 from fairmix_jax.runtime.errors import UsageError, exits_on_usage_error
 from fairmix_jax.runtime.json_files import write_bytes, write_json
 
-_ARRAYS = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_ARRAYS = {
+    "kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean",
+    "var": "running_var",
+}  # fmt: skip
 _FLATTENING, _RESIDUAL = ("small_cnn", "linear"), ("preact_resnet", "wide_resnet", "resnet")
 
 
 def state_dict(tensors: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Returns the tensors of `model.safetensors` as a PyTorch state dict of NumPy arrays.
 
-    Their names are paths, e.g. `params/Conv_0/kernel`; `card` is the content of `model.json`.
     Convolutions become OIHW and matrices `[out, in]`; a matrix behind a flattened image has
-    its columns reordered from rows, columns, channels to channels, rows, columns. Batch
-    norm gets the `num_batches_tracked` that PyTorch expects. Raises a
-    `UsageError` if the model has no counterpart in PyTorch here.
+    its columns reordered from rows, columns, channels to channels, rows, columns. Batch norm gets
+    the `num_batches_tracked` that PyTorch expects. `card` is the content of `model.json`; a
+    `UsageError` says that its model has no counterpart in PyTorch here.
     """
     layers, found = dict(_layers(card)), {}
     for path, array in tensors.items():
@@ -48,10 +50,7 @@ def state_dict(tensors: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> di
                 f"model.name={card['model']['name']!r} has {layer!r}, for which no PyTorch name "
                 "is known; add it to fairmix_jax/export/torch_export.py and torch_model.py"
             )
-        if name == "kernel":
-            found[f"{target}.weight"] = _weight(array, card)
-        else:
-            found[f"{target}.{_ARRAYS[name]}"] = array
+        found[f"{target}.{_ARRAYS[name]}"] = _weight(array, card) if name == "kernel" else array
         if name == "mean":
             found[f"{target}.num_batches_tracked"] = np.zeros((), np.int64)
     return {name: np.asarray(array, order="C") for name, array in found.items()}
@@ -101,8 +100,7 @@ def _layers(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def export(workdir: Path, output: Path) -> None:
     """Writes the model in `workdir` to `output`, see the head of this file.
 
-    Raises a `UsageError` if there is no exported model in `workdir`, none that PyTorch has here, or
-    it is damaged.
+    Raises a `UsageError` if there is none, or one that is damaged or that PyTorch lacks here.
     """
     if not (workdir / "model.json").is_file():
         raise UsageError(f"there is no model.json in {str(workdir)!r}; evaluate the run first")

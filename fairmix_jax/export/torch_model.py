@@ -58,9 +58,8 @@ class BasicBlock(nn.Module):
         self.conv2, self.bn2 = _conv(features, features), _norm(norm, features)
         self.shortcut = nn.Sequential()
         if stride > 1 or inputs != features:
-            self.shortcut = nn.Sequential(
-                _conv(inputs, features, size=1, stride=stride), _norm(norm, features)
-            )
+            self.shortcut.append(_conv(inputs, features, size=1, stride=stride))
+            self.shortcut.append(_norm(norm, features))
 
     def forward(self, x):
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))

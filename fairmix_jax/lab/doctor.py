@@ -13,7 +13,7 @@ import jax
 
 from fairmix_jax import data
 from fairmix_jax.lab.workdir import is_writable
-from fairmix_jax.runtime import cpu, provenance, version
+from fairmix_jax.runtime import VERSION, cpu, provenance
 
 _OF_JAX = {"cuda12": "jax-cuda12-plugin", "cuda13": "jax-cuda13-plugin", "tpu": "libtpu"}
 
@@ -29,8 +29,8 @@ class Finding(NamedTuple):
 
 def findings() -> list[Finding]:
     """Returns what there is here."""
-    place, python = Path(version.__file__).parents[1], sys.version.split()[0]
-    ours = Finding("fairmix_jax", f"{version.VERSION} in {place}, Python {python}")
+    place, python = Path(cpu.__file__).parents[1], sys.version.split()[0]
+    ours = Finding("fairmix_jax", f"{VERSION} in {place}, Python {python}")
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     host = Finding("host", f"{provenance.processor()}, {gib:.1f} GiB of memory")
     return [ours, *_packages(), host, _devices(), _data(), _cache()]

@@ -19,12 +19,11 @@ from fairmix_jax.lab import earlier
 from fairmix_jax.lab.schema import as_plain
 from fairmix_jax.lab.workdir import record, recorded
 from fairmix_jax.models.described import logits_partial, weights_template
-from fairmix_jax.runtime import processes
+from fairmix_jax.runtime import VERSION, processes
 from fairmix_jax.runtime.console import console, working
 from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.runtime.json_files import write_json
 from fairmix_jax.runtime.provenance import provenance
-from fairmix_jax.runtime.version import VERSION
 from fairmix_jax.training import assembly
 from fairmix_jax.training.checkpoints import digest, stored_weights
 from fairmix_jax.training.settings import Settings

@@ -1,13 +1,11 @@
 """One 2-d convolution, lowered for the platform.
 
 On GPU and TPU this is `lax.conv_general_dilated`, gradients included. On CPU it is restated,
-equal up to rounding, for three reasons (two cores of an Intel Xeon with AVX-512, jax 0.10.2,
-2026-11-23; what each is worth is in docs/performance/cpu.md):
+equal up to rounding, for three reasons (docs/performance/cpu.md has what each is worth):
 
 * In a loop body XLA:CPU sends only *canonical* convolutions (NHWC images, HWIO kernel, no
-  dilation of the images) to its fast library. Those that autodiff writes are not canonical,
-  and make an attack, which is a loop of input gradients, three to seven times slower, and a
-  weight gradient in a loop twenty to a hundred times. Both are restated as canonical ones.
+  dilation of the images) to its fast library. The gradients that autodiff writes are not, and make
+  an attack three to seven times slower; both are restated as canonical convolutions.
 * Images have one or three channels. Products that narrow are better written as sums.
 * A kernel of one pixel is a matrix product.
 """
@@ -62,8 +60,7 @@ def conv(images: Array, kernel: Array, *, stride: int = 1, padding: Padding) -> 
 def same_padding(size: int) -> Padding:
     """Returns the padding that keeps the image size at stride 1, for an odd kernel size.
 
-    This is the PyTorch convention (`padding=size // 2`); XLA's `"SAME"` pads strided
-    convolutions differently.
+    It is PyTorch's `padding=size // 2`; XLA's `"SAME"` pads strided convolutions differently.
     """
     return ((size // 2, size // 2), (size // 2, size // 2))
 

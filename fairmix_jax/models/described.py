@@ -20,14 +20,12 @@ def from_linen(
     module: nn.Module, image_shape: Sequence[int], *, mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
 ) -> Model:  # fmt: skip
-    """Returns the module as a `Model` that normalises its input itself.
+    """Returns a module that maps `[B, H, W, C]` to logits `[B, K]` as a `Model`.
 
-    The module's `__call__` is given `train` and `hidden` only if its signature names them
+    The module sees `(images - mean) / std`, both `[C]` and in pixel units, of images of a shape
+    `(H, W, C)`. Its `__call__` is given `train` and `hidden` only if its signature names them
     (`**kwargs` does not count). A module without `train` does the same in training; one
     without `hidden` has no hidden features but its normalised input. See `ApplyFn`.
-
-    The module maps `[B, H, W, C]` to logits `[B, K]`. It sees `(images - mean) / std`, both `[C]`
-    and in pixel units, of images of a shape `(H, W, C)`; without them the images as they are.
     """
     shift, factor = jnp.asarray(mean, jnp.float32), 1 / jnp.asarray(std, jnp.float32)
     named = inspect.signature(module.__call__).parameters

@@ -102,10 +102,8 @@ def normaliser(kind: str, train: bool) -> Callable[[], Callable[[jax.Array], jax
     """
     if kind == "batch" and lowering.value == "plain":
         return lambda: nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5)
-    if kind == "batch":
-        return lambda: BatchNorm(1, train)
-    if match := re.fullmatch(r"batch:([1-9][0-9]*)", kind):
-        return lambda: BatchNorm(int(match[1]), train)
+    if match := re.fullmatch(r"batch(?::([1-9][0-9]*))?", kind):
+        return lambda: BatchNorm(int(match[1] or 1), train)
     if kind == "group":
         return lambda: GroupNorm(num_groups=None, group_size=8)
     if kind == "none":

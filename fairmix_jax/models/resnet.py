@@ -81,9 +81,8 @@ def make(
 
     `depth=18, width=64` is the paper's ResNet-18 for ImageNet with one 3x3 convolution of
     stride 1 in place of its first convolution and max-pooling, as the robust-training
-    literature has it for 32x32 images (11.2 million parameters for ten classes).
-
-    `depth` is 10, 18 or 34, another is a `ValueError`; `norm` as in `layers.normaliser`.
+    literature has it for 32x32 images (11.2 million parameters for ten classes). Another depth is
+    a `ValueError`; `norm` as in `layers.normaliser`.
 
     Reference: He et al. 2015, arXiv 1512.03385.
     """

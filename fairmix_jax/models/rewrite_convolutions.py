@@ -23,8 +23,7 @@ def rewrite_convolutions(function: Function) -> Function:
     On CPU an attack in a loop is then as fast as its gradients are alone, and not three to
     six times slower; on GPU and TPU nothing changes. Any layout of images and kernels is
     understood; convolutions inside `jit`, `scan`, `cond` and `checkpoint` are found, those
-    inside a function with its own derivative rule are left alone. Our own networks, and
-    functions without convolutions, are returned in effect unchanged.
+    inside a function with its own derivative rule are left alone, as those of our networks are.
 
     Guarantees: the same results up to rounding. Gradients in reverse mode only.
 
@@ -36,8 +35,8 @@ def rewrite_convolutions(function: Function) -> Function:
     def rewritten(*arguments: Any) -> Any:
         if lowering.value == "plain":
             return function(*arguments)
-        traced, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        program, left = rewrite_program(traced)
+        program, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        left = sum(not _fits(equation) for equation in _convolutions(program.jaxpr))
         if left and jax.default_backend() == "cpu":
             warnings.warn(
                 f"{left} convolutions of this network are dilated, grouped or have a precision; "
@@ -45,29 +44,21 @@ def rewrite_convolutions(function: Function) -> Function:
                 "Attack on GPU or TPU, or write them as undilated, ungrouped ones",
                 stacklevel=2,
             )
-        results = jaxpr_as_fun(program)(*jax.tree.leaves(arguments))
+        results = jaxpr_as_fun(rewrite_program(program))(*jax.tree.leaves(arguments))
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
     return rewritten  # ty: ignore[invalid-explicit-return]
 
 
-def rewrite_program(program: ClosedJaxpr) -> tuple[ClosedJaxpr, int]:
-    """Returns a program with `conv`'s convolutions, and how many could not become such."""
-    found: list[bool] = []
-    return _rewritten(program, found), found.count(False)
+def rewrite_program(program: ClosedJaxpr) -> ClosedJaxpr:
+    """Returns a program with `conv`'s convolutions.
 
-
-def _rewritten(program: ClosedJaxpr, found: list[bool]) -> ClosedJaxpr:
-    """A program with `conv`'s convolutions; `found` is told of each whether it could become such.
-
-    A program in which none could is returned itself, and never evaluated: it may have been
-    compiled already, or have operations that mean something inside of another one only.
+    A program in which none could become such is returned itself, and never evaluated: it may have
+    been compiled already, or have operations that mean something inside of another one only.
     """
-    fits = [_fits(equation) for equation in _convolutions(program.jaxpr)]
-    if not any(fits):
-        found += fits
+    if not any(map(_fits, _convolutions(program.jaxpr))):
         return program
-    return jax.make_jaxpr(functools.partial(_evaluate, program, found))(*program.in_avals)
+    return jax.make_jaxpr(functools.partial(_evaluate, program))(*program.in_avals)
 
 
 def _convolutions(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
@@ -85,7 +76,7 @@ def _convolutions(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
                     yield from _convolutions(getattr(value, "jaxpr", value))
 
 
-def _evaluate(program: ClosedJaxpr, found: list[bool], *arguments: Any) -> list[Any]:
+def _evaluate(program: ClosedJaxpr, *arguments: Any) -> list[Any]:
     """Evaluates a program, its convolutions by `conv`."""
     jaxpr, values = program.jaxpr, (*program.consts, *arguments)
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), values, strict=True))
@@ -95,33 +86,31 @@ def _evaluate(program: ClosedJaxpr, found: list[bool], *arguments: Any) -> list[
 
     for equation in jaxpr.eqns:
         inputs = [v for v in equation.invars if not isinstance(v, Literal)]
-        if is_convolution := equation.primitive.name == _CONVOLUTION:
-            found.append(_fits(equation))
-        if is_convolution and found[-1]:
+        if equation.primitive.name == _CONVOLUTION and _fits(equation):
             results = [_convolve(equation, *map(read, equation.invars))]
         else:
-            results = _alone(jaxpr, equation, inputs, found)(*map(read, inputs))
+            results = _alone(jaxpr, equation, inputs)(*map(read, inputs))
         known.update(zip(equation.outvars, results, strict=True))
     return [read(variable) for variable in jaxpr.outvars]
 
 
-def _alone(jaxpr: Jaxpr, equation: JaxprEqn, inputs: list, found: list) -> Callable[..., Any]:
+def _alone(jaxpr: Jaxpr, equation: JaxprEqn, inputs: list) -> Callable[..., Any]:
     """One operation of a program as a function of its inputs, programs in it rewritten."""
     if equation.primitive.name not in _OWN_GRADIENT:
-        params = {name: _parameter(value, found) for name, value in equation.params.items()}
+        params = {name: _parameter(value) for name, value in equation.params.items()}
         equation = equation.replace(params=params)
     parts = dict(constvars=[], invars=inputs, outvars=equation.outvars, eqns=[equation])
     names = jaxpr.debug_info.with_unknown_names()
     return jaxpr_as_fun(ClosedJaxpr(jaxpr.replace(**parts, debug_info=names), ()))
 
 
-def _parameter(value: Any, found: list[bool]) -> Any:
+def _parameter(value: Any) -> Any:
     """The parameter of an operation, programs in it rewritten."""
     if isinstance(value, ClosedJaxpr):
-        return _rewritten(value, found)
+        return rewrite_program(value)
     if isinstance(value, Jaxpr):
-        return _rewritten(ClosedJaxpr(value, ()), found).jaxpr
-    return tuple(_parameter(part, found) for part in value) if type(value) is tuple else value
+        return rewrite_program(ClosedJaxpr(value, ())).jaxpr
+    return tuple(map(_parameter, value)) if type(value) is tuple else value
 
 
 def _fits(equation: JaxprEqn) -> bool:

@@ -151,7 +151,7 @@ def declared(default: Any, meaning: str, **limits: Any) -> Any:
 def fields(settings: Any, prefix: str = "") -> Iterator[tuple[Field, Any]]:
     """Yields each declared field of a dataclass and of its sections, with its value.
 
-    A `UsageError` names a section that is no instance of its class.
+    Raises a `UsageError` if a section is no instance of its class.
     """
     for known in dataclasses.fields(settings):
         value, name = getattr(settings, known.name), f"{prefix}{known.name}"
@@ -167,9 +167,6 @@ def fields(settings: Any, prefix: str = "") -> Iterator[tuple[Field, Any]]:
 
 
 def check(settings: Any) -> None:
-    """Raises a `UsageError` for the first field whose value has not its type or is no choice.
-
-    Neither may it lie outside of its range, or be no finite number of 32 bits.
-    """
+    """Raises a `UsageError` for the first field whose value `Field.require` refuses."""
     for one, value in fields(settings):
         one.require(value)

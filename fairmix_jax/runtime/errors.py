@@ -6,8 +6,6 @@ import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 75
 
@@ -23,10 +21,23 @@ class UsageError(Exception):
 class Damaged(UsageError, ValueError):
     """A file is not there, cannot be read, or does not hold what was written; names it."""
 
-    @classmethod
-    def at(cls, path: Path, reason: Any, remedy: str = "") -> "Damaged":
-        """Returns the error in one line."""
-        return cls(f"{str(path)!r} is damaged ({' '.join(str(reason).split())}){remedy}")
+
+@contextmanager
+def refused(what: str, remedy: str = "", *, keeps: type[Exception] = UsageError) -> Generator[None]:
+    """Makes `Damaged`, in one line, of whatever is raised but what it `keeps`.
+
+    Who reads a file that may be damaged, or made to harm, cannot know what is raised.
+    """
+    try:
+        yield
+    except keeps:
+        raise
+    except Exception as error:
+        from fairmix_jax.runtime.console import printable  # and rich, which attacks do without
+
+        said = repr(error) if isinstance(error, KeyError) else str(error) or repr(error)
+        remedy = remedy and f"; {remedy}"
+        raise Damaged(printable(f"{what} ({' '.join(said.split())[:300]}){remedy}")) from error
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)

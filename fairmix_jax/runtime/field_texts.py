@@ -24,9 +24,8 @@ def expand(sweep: str) -> list[tuple[str, dict[str, Any]]]:
 
     `/` in values becomes `_` in names. Where two names are then the same, it becomes `%2F`.
 
-    Raises:
-      UsageError: the text is not of that form, or a name is too long for a folder, or two runs
-        still have the same one.
+    Raises a `UsageError` if the text is not of that form, or a name is too long for a folder, or
+    two runs still have the same one.
     """
     every: dict[str, dict[str, Any]] = {}
     for part in _split(sweep, r"\|") if sweep.strip() else ():
@@ -37,8 +36,8 @@ def expand(sweep: str) -> list[tuple[str, dict[str, Any]]]:
     uses = Counter(text.replace("/", "_") for text in every)
     runs: dict[str, dict[str, Any]] = {}
     for text, changes in every.items():
-        name = text.replace("/", "_")
-        name = text.replace("/", "%2F") if uses[name] > 1 else name
+        is_shared = uses[text.replace("/", "_")] > 1
+        name = text.replace("/", "%2F" if is_shared else "_")
         if len(os.fsencode(name)) > _MAX_NAME:
             raise UsageError(
                 f"sweep: the run {name!r} has a name of more than {_MAX_NAME} bytes; vary "

@@ -24,15 +24,12 @@ def check_batch(images: Any, labels: Any, threat: ThreatModel | None = None) -> 
     if jnp.ndim(images) != 4:
         raise ValueError(f"images has shape {jnp.shape(images)}; give [B, H, W, C]")
     check_labels(labels, len(images))
-    if threat is not None and jnp.ndim(threat.epsilon):
-        raise ValueError(
-            f"threat.epsilon has shape {jnp.shape(threat.epsilon)}; give one radius, or map over "
-            "several with jax.vmap"
-        )
+    if threat is not None and (shape := jnp.shape(threat.epsilon)):
+        raise ValueError(f"threat.epsilon has shape {shape}; give one radius, or use jax.vmap")
     if threat is None or isinstance(images, Tracer) or not len(images):
         return
     (low, high), known = threat.bounds, np.asarray(images)
-    smallest, largest = (float(value) for value in (known.min(), known.max()))
+    smallest, largest = float(known.min()), float(known.max())
     slack = 1e-6 * (high - low) if np.isfinite(high - low) else 0.0  # mixed images are rounded
     is_inside = low - slack <= smallest and largest <= high + slack
     if not (is_inside and np.isfinite([smallest, largest]).all()):
@@ -53,11 +50,7 @@ def check_images(images: Any) -> None:
 
 def check_labels(labels: Any, num_images: int, num_classes: int | None = None) -> None:
     """Checks that labels are `[B]` class numbers, from 0 to `num_classes - 1`."""
-    if jnp.shape(labels) != (num_images,):
-        raise ValueError(f"labels has shape {jnp.shape(labels)}; give ({num_images},), one each")
-    dtype = labels.dtype if hasattr(labels, "dtype") else np.asarray(labels).dtype
-    if not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(f"labels has type {dtype}; give integers, a class number for each image")
+    check_rows("labels", labels, num_images)
     if isinstance(labels, Tracer) or not num_images:
         return
     known = np.asarray(labels)
@@ -90,13 +83,11 @@ def check_finite(low: float, high: float = np.inf, **given: Any) -> None:
 
 
 def check_rows(name: str, rows: Any, num_images: int) -> None:
-    """Checks that there is a whole number for each image, which tells its random numbers apart."""
-    kind = np.asarray(rows).dtype if isinstance(rows, list | tuple) else jnp.result_type(rows)
-    if jnp.shape(rows) != (num_images,) or not jnp.issubdtype(kind, jnp.integer):
-        raise ValueError(
-            f"{name} has shape {jnp.shape(rows)} and type {kind}; give integers of shape "
-            f"({num_images},), one each"
-        )
+    """Checks that there is a whole number for each image, e.g. to tell its random numbers apart."""
+    kind = rows.dtype if hasattr(rows, "dtype") else np.asarray(rows).dtype
+    shape, wanted = jnp.shape(rows), (num_images,)
+    if shape != wanted or not jnp.issubdtype(kind, jnp.integer):
+        raise ValueError(f"{name} has shape {shape}, type {kind}; give integers of shape {wanted}")
 
 
 def checked_model(logits_fn: LogitsFn, labels: Any) -> LogitsFn:

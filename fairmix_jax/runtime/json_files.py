@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import reprlib
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import Any, BinaryIO
 
 from fairmix_jax.runtime import processes
 from fairmix_jax.runtime.errors import Damaged, UsageError
-from fairmix_jax.runtime.shapes import misfit
 
 KINDS = json.loads(Path(__file__).with_name("kinds.json").read_text())
 FILES = tuple(KINDS)[:6]
@@ -33,16 +33,17 @@ KINDS[PACK]["shape"]["metrics?"] = [KINDS["metrics.jsonl"]["shape"]]
 _UNKNOWN = {"shape": {}, "remedy": "run the same command again, which makes it anew"}
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|NaN|Infinity')
 _NUMBERS = {"NaN": "null", "Infinity": "1e999"}
+_TYPES = {"int": (int,), "number": (int, float), "text": (str,), "null": (type(None),)}
 
 
 @contextmanager
-def whole(path: Path, *, appends: bool = False) -> Generator[BinaryIO]:
+def whole(path: Path, *, appends: bool = False, ending: str = "part") -> Generator[BinaryIO]:
     """Yields a file to write to, which takes the place of `path` in the end; makes its folder.
 
     So `path` is the old file or the new one, also after a full disk or a power failure; not if it
-    `appends`. An `OSError` names `path` if it names nothing.
+    `appends`. Until then its name has the `ending`. An `OSError` names `path` if it names nothing.
     """
-    part = path if appends else path.with_name(f"{path.name}.part")
+    part = path if appends else path.with_name(f"{path.name}.{ending}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab" if appends else "wb") as file:
@@ -54,7 +55,7 @@ def whole(path: Path, *, appends: bool = False) -> Generator[BinaryIO]:
         if not appends:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno:  # without, its text would be lost
             error.filename = error.filename or str(path)
         raise
 
@@ -115,8 +116,7 @@ def read_json(path: Path, *, is_remade: bool = False) -> Any:
 def load(path: Path, kind: str = "") -> dict[str, Any]:
     """Returns what `write_json` wrote; `kind` is the name that the file has in a workdir.
 
-    Raises:
-      UsageError: the file is damaged, lacks what its readers need, or has another schema.
+    Raises a `UsageError` if it is damaged, lacks what its readers need, or has another schema.
     """
     return plain(parsed(path.read_bytes(), kind or path.name, str(path)))
 
@@ -152,7 +152,7 @@ def parsed(text: bytes, kind: str, where: str) -> dict[str, Any]:
     if wrong := misfit(content, KINDS.get(kind, _UNKNOWN)["shape"]):
         raise damaged(kind, where, wrong)
     nested = (value if isinstance(value, list) else [value] for value in content.values())
-    for part in filter(lambda part: isinstance(part, dict), itertools.chain([content], *nested)):
+    for part in (part for part in itertools.chain([content], *nested) if isinstance(part, dict)):
         if part.get("schema", 1) != 1:
             raise UsageError(
                 f"{where} has schema={part['schema']!r}, and this version reads 1; use the version "
@@ -162,6 +162,37 @@ def parsed(text: bytes, kind: str, where: str) -> dict[str, Any]:
             reason = 'it does not match its checksum (if you edited it, delete "checksum" there)'
             raise damaged(kind, where, reason)
     return content
+
+
+def misfit(value: Any, shape: Any, name: str = "", sizes: dict[str, Any] | None = None) -> str:
+    """Returns in words where JSON data is not of a shape; empty where it is.
+
+    A shape is `"any"`, a type such as `"int"` or `"number|null"`, a list with the shape of its
+    entries, or a dictionary of shapes by name: `"name?"` for one that may be missing, `"*"` for all
+    others, which without it may be anything. Lists `[shape, "K"]` with one letter have one length,
+    dictionaries `{"*K": shape}` the same names.
+    """
+    sizes = {} if sizes is None else sizes
+    kinds = shape.split("|") if isinstance(shape, str) else ()
+    if shape == "any" or any(type(value) in _TYPES[kind] for kind in kinds):
+        return ""
+    if type(value) is not type(shape) or kinds:
+        return f"{name or 'it'} is {reprlib.repr(value)}"
+    if isinstance(shape, list):
+        letter, extent = (*shape, "")[1], len(value)
+        parts = [(f"{name}[{n}]", entry, shape[0], sizes) for n, entry in enumerate(value)]
+    else:
+        star = next((key for key in shape if key.startswith("*")), "*")
+        letter, extent = star[1:], sorted(value)
+        named = {key.removesuffix("?"): key for key in shape if key != star}
+        if lacking := [n for n, key in named.items() if n == key and n not in value]:
+            return f"{name or 'it'} lacks {lacking[0]!r}"
+        inner = [(n, shape[key], sizes) for n, key in named.items() if n in value]
+        inner += [(n, shape.get(star, "any"), dict(sizes)) for n in value if n not in named]
+        parts = [(f"{name}.{n}".lstrip("."), value[n], *rest) for n, *rest in inner]
+    if letter and sizes.setdefault(letter, extent) != extent:
+        return f"{name} has {extent} entries, not {sizes[letter]}"
+    return next(filter(None, (misfit(v, s, n, known) for n, v, s, known in parts)), "")
 
 
 def damaged(kind: str, where: str, reason: str) -> Damaged:

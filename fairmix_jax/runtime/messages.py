@@ -51,7 +51,7 @@ def _plain(item: Any) -> Any:
     if kind is list:
         return [*map(_plain, item)]
     if kind is dict:
-        return {"dict": [[_plain(key), _plain(held)] for key, held in item.items()]}
+        return {"dict": _plain([*item.items()])}
     if kind is tuple:
         return {"tuple": [*map(_plain, item)]}
     if isinstance(item, tuple):

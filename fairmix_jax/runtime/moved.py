@@ -56,9 +56,7 @@ class Finder(importlib.abc.MetaPathFinder):
         if not fullname.startswith(_PACKAGE) or old not in NEW_PATHS:
             return None
         new = importlib.util.find_spec(f"{_PACKAGE}{NEW_PATHS[old]}{dot}{inside}")
-        if new is None:
-            return None
-        return importlib.util.spec_from_loader(fullname, _SameModule(fullname, new))
+        return new and importlib.util.spec_from_loader(fullname, _SameModule(fullname, new))
 
 
 def install() -> None:

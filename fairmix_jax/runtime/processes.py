@@ -31,7 +31,6 @@ HEARTBEAT_SECONDS = 30
 
 JOIN_SECONDS = 300.0  # after which a process that waits for others ends
 _CHUNK = 2**28  # bytes that devices exchange at a time
-
 _TASKS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 _REMEDY = (
     "give --coordinator, --num_processes and --process_id on each, "
@@ -45,16 +44,14 @@ _STATE = {"joined": False}
 def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
     """Makes this process one of several, if there are several; before anything else of JAX.
 
-    Without arguments the cluster is detected by JAX: Slurm, Open MPI, Cloud TPU, GKE and,
-    with the package `kubernetes`, indexed Kubernetes jobs. Where none is found, or it has
-    one task only, the process stays alone. Under Slurm and Open MPI JAX gives each process
-    the one GPU of its local number, unless `JAX_LOCAL_DEVICE_IDS` says otherwise.
+    Without arguments JAX detects the cluster (see `--coordinator`); where it finds none, or one of
+    a single task, the process stays alone. Under Slurm and Open MPI each process then gets the one
+    GPU of its local number, unless `JAX_LOCAL_DEVICE_IDS` says otherwise.
 
     Args:
       coordinator: `host:port` at which the first process listens, on the loopback only if
-        the host is `127.0.0.1`; empty to detect.
-      num_processes, process_id: how many there are, 1 for alone, and which one this is, from 0;
-        0 and -1 to detect.
+        the host is `127.0.0.1`.
+      num_processes, process_id: how many there are, 1 for alone, and which one this is, from 0.
 
     Raises:
       UsageError: only some arguments are given, or the cluster cannot be joined. Where others do
@@ -85,9 +82,11 @@ def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) ->
                 shutdown_timeout_seconds=HEARTBEAT_SECONDS,
             )  # fmt: skip
     except Exception as error:
-        if not any(given) and _is_no_cluster(str(error)):
-            return
         reason = " ".join(str(error).split())[:200]
+        is_scheduled = tasks or "TPU_WORKER_HOSTNAMES" in os.environ
+        was_not_looked_for = "must be called before" in reason and not is_scheduled  # JAX is in use
+        if not any(given) and (was_not_looked_for or "coordinator_address should be" in reason):
+            return
         raise UsageError(f"the processes do not find each other ({reason}); {_REMEDY}") from error
     faulthandler.disable()  # when another process dies JAX aborts this one, and says why
     _STATE["joined"] = True
@@ -97,12 +96,12 @@ def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) ->
 def _patience(coordinator: str, num_processes: int, process_id: int) -> Generator[None]:
     """Says what is waited for, and ends the process in time: JAX would abort it with a dump."""
     what = f"process {process_id} of {num_processes}"
-    whom = "the others to come to" if process_id == 0 else "process 0 and all others at"
-    text = f"{JOIN_SECONDS:g} s for {whom} {coordinator}"
+    text = f"{JOIN_SECONDS:g} s for all of them to come to {coordinator}"
 
     def give_up() -> None:
-        line = f"{what} has waited {text}; start all of them with its address"
-        print(line, file=sys.stderr, flush=True)
+        print(
+            f"{what} has waited {text}; start them with that address", file=sys.stderr, flush=True
+        )
         os._exit(EXIT_USAGE)
 
     from fairmix_jax.runtime.console import console  # and rich, which attacks do without
@@ -114,13 +113,6 @@ def _patience(coordinator: str, num_processes: int, process_id: int) -> Generato
         yield
     finally:
         timer.cancel()
-
-
-def _is_no_cluster(error: str) -> bool:
-    """Whether JAX found none; or did not look, being in use, and no scheduler is around."""
-    is_scheduled = any(name in os.environ for name in (*_TASKS, "TPU_WORKER_HOSTNAMES"))
-    was_not_looked_for = "must be called before" in error and not is_scheduled
-    return "coordinator_address should be defined" in error or was_not_looked_for
 
 
 def is_joined() -> bool:
@@ -160,14 +152,11 @@ def _sent(collective: Callable[[np.ndarray], Any], data: bytes) -> list[bytes]:
     with _Undisturbed():
         pairs = np.reshape(collective(np.asarray(divmod(len(here), _CHUNK), np.int32)), (-1, 2))
         sizes = [int(chunks) * _CHUNK + int(rest) for chunks, rest in pairs]
-        rows = []
-        for start in range(0, max(sizes), _CHUNK):
-            length = min(_CHUNK, max(sizes) - start)
-            part = here[start : start + length]
-            sent = collective(np.pad(part, (0, length - len(part))))
-            rows.append(np.asarray(sent, np.uint8).reshape(len(sizes), length))
-    whole = np.concatenate(rows, axis=1)
-    return [row[:size].tobytes() for row, size in zip(whole, sizes, strict=True)]
+        padded = np.pad(here, (0, max(sizes) - len(here)))
+        pieces = np.split(padded, range(_CHUNK, len(padded), _CHUNK))
+        sent = [np.asarray(collective(piece), np.uint8) for piece in pieces]
+    rows = np.concatenate([piece.reshape(len(sizes), -1) for piece in sent], axis=1)
+    return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
 
 
 class _Undisturbed(StopRequest):
@@ -201,8 +190,6 @@ def share(number: int) -> np.ndarray:
 
 def dealt(parts: list[T]) -> T:
     """Returns pytrees of arrays, one a process for its `share`, as one in the original order."""
-    if len(parts) == 1:
-        return parts[0]
 
     def merged(*arrays: np.ndarray) -> np.ndarray:
         whole = np.concatenate(arrays)
@@ -210,7 +197,7 @@ def dealt(parts: list[T]) -> T:
             whole[number :: len(arrays)] = array
         return whole
 
-    return jax.tree.map(merged, *parts)
+    return parts[0] if len(parts) == 1 else jax.tree.map(merged, *parts)
 
 
 class StopVote:
@@ -218,10 +205,8 @@ class StopVote:
 
     Each says at every step whether it wants to. Devices add that up beside the training
     steps, and the sum is read two steps later, so nothing waits for it. Alone, a process has
-    its way at once.
-
-    `jax.experimental.multihost_utils.reached_preemption_sync_point` serves the same end, but
-    takes SIGTERM away from Python for good, also in evaluation, where nothing calls it.
+    its way at once. (JAX's own `reached_preemption_sync_point` takes SIGTERM away from Python for
+    good, also in evaluation, where nothing calls it.)
     """
 
     _LAG = 2
@@ -245,6 +230,5 @@ class StopVote:
         return any([bool(votes) for votes in (*self._sums, self._sum(wants))])
 
     def _sum(self, wants: bool) -> jax.Array:
-        here = len(self._place.addressable_devices)
-        flags = np.full(here, wants)
+        flags = np.full(len(self._place.addressable_devices), wants)
         return self._any(jax.make_array_from_process_local_data(self._place, flags, (self._size,)))

@@ -43,11 +43,7 @@ _SECRETS = (
 
 
 def masked(text: str) -> str:
-    """Returns text with `***` for what looks like a secret.
-
-    That is the value of `NAME=VALUE` where the name is one of a token, key or password, the user
-    and password of an address, and tokens of well-known forms.
-    """
+    """Returns text with `***` for the values of tokens, keys and passwords, by name or by form."""
     for pattern, stands_for in _SECRETS:
         text = pattern.sub(stands_for, text)
     return text

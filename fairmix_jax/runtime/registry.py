@@ -23,22 +23,21 @@ AXES = {
 """The axis that each section of a config chooses from."""
 
 _SECTION = {axis: section for section, axis in AXES.items()}
-_PACKAGES = {axis: f"methods.{axis}" for axis in ("bases", "rules", "averaging", "calibrations")}
 
 
 def names(axis: str) -> list[str]:
     """Returns the members of an axis, e.g. `"bases"` or `"models"`, sorted.
 
-    Besides the package's own, these are the files in any folder `fairmix_jax/<axis>` on
-    Python's path, as long as `fairmix_jax` there is a bare folder and not another copy of
-    this package.
+    Besides the package's own, these are the files in any folder `fairmix_jax/<axis>` on Python's
+    path that does not lie in another copy of this package.
     """
     return list(_members(axis))
 
 
 def _members(axis: str) -> dict[str, Any]:
     """The modules of an axis that have a `make`, by name; its package can import them all."""
-    package: Any = importlib.import_module(f"fairmix_jax.{_PACKAGES.get(axis, axis)}")
+    room = axis if axis in ("data", "models") else f"methods.{axis}"
+    package: Any = importlib.import_module(f"fairmix_jax.{room}")
     for entry in sys.path:
         folder = Path(entry or ".").absolute() / "fairmix_jax"
         path = str(folder / axis)
@@ -52,11 +51,7 @@ def _members(axis: str) -> dict[str, Any]:
 
 
 def member(axis: str, name: str) -> Any:
-    """Returns the module of a member.
-
-    Raises:
-      UsageError: there is no such member; the message lists those there are.
-    """
+    """Returns the module of a member; raises a `UsageError` that lists those there are."""
     members = _members(axis)
     declared.Field(f"{_SECTION[axis]}.name", str, str, "", choices=list(members)).require(name)
     return members[name]
@@ -85,10 +80,8 @@ def parameters(axis: str, name: str) -> dict[str, Any]:
 def arguments(axis: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the complete keyword arguments of the member that `chosen` names.
 
-    That is a config section: `name` and any fields, of which `None` is the member's default.
-
-    Raises:
-      UsageError: a field is set that the chosen member does not have, or to a wrong value.
+    That is a config section: `name` and any fields, of which `None` is the member's default. Raises
+    a `UsageError` if a field is set that the chosen member does not have, or to a wrong value.
     """
     known = fields(axis, chosen["name"])
     given = {k: v for k, v in chosen.items() if k != "name" and v is not None}

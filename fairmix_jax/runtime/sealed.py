@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fairmix_jax.runtime.errors import Damaged
+from fairmix_jax.runtime.errors import refused
 from fairmix_jax.runtime.json_files import whole
 
 
@@ -38,13 +38,9 @@ def write(path: Path, **content: Any) -> None:
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """Returns what `write` wrote; raises `Damaged` if that is not what is there."""
-    try:
+    with refused(f"{str(path)!r} is damaged", keeps=PermissionError):
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             content = dict(arrays)
         if str(content.pop("sha256")) != digest(content):
             raise ValueError("its content does not match its sha256")
-    except PermissionError:
-        raise
-    except Exception as error:  # NumPy, zip and zlib raise whatever they come across
-        raise Damaged.at(path, error) from error
     return content

@@ -20,19 +20,13 @@ def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 def chosen_devices(number: int) -> list[Any]:
     """Returns the first `number` devices of all processes, all if 0.
 
-    Raises:
-      UsageError: there are not so many, or several processes would not use all of theirs.
+    Raises a `UsageError` if there are fewer, or several processes would not use all of theirs.
     """
     found = jax.devices()
     if number > len(found):
-        raise UsageError(
-            f"num_devices={number}, but there are {len(found)}; give at most that, or 0 for all"
-        )
+        raise UsageError(f"num_devices={number}, but there are {len(found)}; give 0 for all")
     if jax.process_count() > 1 and number not in (0, len(found)):
-        raise UsageError(
-            f"num_devices={number}, but {jax.process_count()} processes have {len(found)}; "
-            "several processes use all of theirs, give 0"
-        )
+        raise UsageError(f"num_devices={number}, but several processes use all of theirs; give 0")
     return found[: number or None]
 
 

@@ -18,7 +18,7 @@ from absl import logging
 
 from fairmix_jax.models.described import weights_template
 from fairmix_jax.runtime import processes, sealed
-from fairmix_jax.runtime.errors import Damaged, UsageError
+from fairmix_jax.runtime.errors import Damaged, UsageError, refused
 from fairmix_jax.runtime.sealed import digest, named
 from fairmix_jax.types import Model, Weights
 
@@ -131,7 +131,7 @@ def _read(folder: Path, template: Any) -> Restored:
         )
     tree = jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in ours])
     if is_orbax and digest(tree) != facts.get("sha256"):
-        raise Damaged.at(folder, "its content does not match its sha256")
+        raise Damaged(f"{str(folder)!r} is damaged (its content does not match its sha256)")
     return tree, facts
 
 
@@ -150,11 +150,9 @@ def _read_orbax(folder: Path) -> Restored:
         primary_host=0, active_processes={0}, barrier_sync_key_prefix="main"
     )
     handler: Any = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    try:
+    with refused(f"{str(folder)!r} is damaged"):  # whatever Orbax and its storage raise
         facts = json.loads((folder / "meta" / "metadata").read_text()) | {}
         tree = handler.metadata(folder / "tree").tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         arguments = ocp.args.PyTreeRestore(restore_args=as_numpy)
         return named(handler.restore(folder / "tree", args=arguments)), facts
-    except Exception as error:  # whatever Orbax and its storage raise on damaged files
-        raise Damaged.at(folder, str(error)[:200]) from error

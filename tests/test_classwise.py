@@ -229,7 +229,7 @@ def test_a_foreign_model_stands_beside_others_in_a_report(found, tmp_path):
     "change, message",
     [
         (dict(labels=np.zeros(3, int)), "labels has shape"),
-        (dict(labels=np.full(24, 2)), "class_names has 2 names"),
+        (dict(labels=np.full(24, 2)), "labels range over \\[2, 2\\]"),
         (dict(settings=Settings(attacks="cw")), "'cw' is unknown"),
         (dict(settings=Settings(radii=(1.0, 0.5))), "does not rise"),
         (dict(images=255 * images()[0]), "finite values inside threat.bounds"),

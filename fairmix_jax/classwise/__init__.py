@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.tree_util import Partial
 
 from fairmix_jax.classwise import ensemble_attacks, image_verdicts, metrics, step_attacks
 from fairmix_jax.classwise.attack_names import UNION, AttackChoice, parse
-from fairmix_jax.classwise.subject import Judgement, Settings, Subject, as_partial, check
+from fairmix_jax.classwise.subject import Judgement, Settings, Subject, check
 from fairmix_jax.data import Split
 from fairmix_jax.runtime import declared, inputs, processes
 from fairmix_jax.runtime.console import console, printable, working
@@ -73,10 +74,11 @@ def evaluate(
         inputs.check_whole(-(2**63), seed=settings.seed)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    model = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    split = Split(images, labels.astype(np.int32))
     subject = Subject(
-        as_partial(logits_fn), Split(images, labels.astype(np.int32)), np.asarray(rows),
-        class_names, threat, settings, None if search is None else as_partial(search), directory,
-    )  # fmt: skip
+        model, split, np.asarray(rows), class_names, threat, settings, search, directory
+    )
     past = {name: of for name, of in (known or {}).get("attacks", {}).items() if name != UNION}
     choices = list(dict.fromkeys([*(parse(name)[0] for name in past), *choices]))
     results, judged = dict(past), list[tuple[AttackChoice, Subject, Judgement]]()
@@ -94,7 +96,7 @@ def evaluate(
         "classes": list(class_names),
         "threat": {"norm": threat.norm, "epsilon": threat.epsilon},
         "attacks": results,
-        "images_sha256": image_verdicts.fingerprint(subject.split.labels, subject.float_images),
+        "images_sha256": image_verdicts.fingerprint(split.labels, subject.float_images),
         "settings": dataclasses.asdict(settings) | ({"attacks": names} if past else {}),
     }
     curve = (known or {}).get("curve")

@@ -23,22 +23,23 @@ class Verdicts(NamedTuple):
     correct: np.ndarray  # `[N]` bool; false where logits are not finite
 
 
-def calibration(labels: np.ndarray, verdicts: Verdicts, num_classes: int) -> dict[str, Any]:
-    """Returns how far confidence and accuracy agree, as plain data.
+def details(labels: np.ndarray, verdicts: Verdicts, num_classes: int) -> dict[str, Any]:
+    """Returns how far confidence and accuracy agree, and which classes are confused.
 
-    `class_confidence` is the mean confidence on each true class, `None` without images:
-    above the class's accuracy the model is overconfident there. `ece` is the expected
-    calibration error: over 15 equal bins of confidence, the mean of `|accuracy -
-    confidence|` weighed by the images in the bin; `bins` has of each bin the images, the
-    correct ones and the mean confidence. Images without finite logits are left out.
+    Of `calibration`, `class_confidence` is the mean confidence on each true class, `None` without
+    images: above the class's accuracy the model is overconfident there. `ece` is the expected
+    calibration error: over 15 equal bins of confidence, the mean of `|accuracy - confidence|`
+    weighed by the images in the bin; `bins` has of each bin the images, the correct ones and the
+    mean confidence. Images without finite logits are left out. `confusion`, up to 200 classes, is
+    `[K, K]` counts: a row for each true class, a column for each predicted one.
 
     Reference: Guo et al. 2017, arXiv 1706.04599.
     """
     finite = np.isfinite(verdicts.confidence)
-    labels, correct = labels[finite], verdicts.correct[finite]
+    known, correct = labels[finite], verdicts.correct[finite]
     confidence = verdicts.confidence[finite].astype(float)
-    total = np.bincount(labels, minlength=num_classes).tolist()
-    sums = np.bincount(labels, weights=confidence, minlength=num_classes).tolist()
+    total = np.bincount(known, minlength=num_classes).tolist()
+    sums = np.bincount(known, weights=confidence, minlength=num_classes).tolist()
     place = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     count = np.bincount(place, minlength=_BINS)
     right = np.bincount(place, weights=correct, minlength=_BINS)
@@ -46,16 +47,8 @@ def calibration(labels: np.ndarray, verdicts: Verdicts, num_classes: int) -> dic
     means = [round(s / n, 6) if n else None for s, n in zip(sums, total, strict=True)]
     bins = {"count": count.tolist(), "correct": right.astype(int).tolist()}
     bins["confidence"] = np.round(trust / np.maximum(count, 1), 6).tolist()
-    ece = round(float(np.abs(right - trust).sum() / max(len(labels), 1)), 6)
-    return {"ece": ece, "class_confidence": means, "bins": bins}
-
-
-def details(labels: np.ndarray, verdicts: Verdicts, num_classes: int) -> dict[str, Any]:
-    """Returns the calibration and, up to 200 classes, the confusion, as plain data.
-
-    The confusion is `[K, K]` counts: a row for each true class, a column for each predicted one.
-    """
-    found: dict[str, Any] = {"calibration": calibration(labels, verdicts, num_classes)}
+    ece = round(float(np.abs(right - trust).sum() / max(len(known), 1)), 6)
+    found: dict[str, Any] = {"calibration": {"ece": ece, "class_confidence": means, "bins": bins}}
     if num_classes <= _MAX_CONFUSION:
         pairs = np.bincount(labels * num_classes + verdicts.prediction, minlength=num_classes**2)
         found["confusion"] = pairs.reshape(num_classes, num_classes).tolist()

@@ -5,6 +5,7 @@ runs share, since all are tested on the same images, which are a sample too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,20 +18,14 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 """Class accuracies `[..., K]`, all of classes with examples, to numbers `[...]`."""
 
 
-def average(accuracies: np.ndarray) -> np.ndarray:
-    """Returns the mean over classes."""
-    return accuracies.mean(axis=-1)
+average: Statistic = partial(np.mean, axis=-1)
+"""The mean over classes."""
 
+worst_class: Statistic = partial(np.min, axis=-1)
+"""The smallest class accuracy."""
 
-def worst_class(accuracies: np.ndarray) -> np.ndarray:
-    """Returns the smallest class accuracy."""
-    return accuracies.min(axis=-1)
-
-
-def gap(accuracies: np.ndarray) -> np.ndarray:
-    """Returns the largest class accuracy minus the smallest."""
-    return accuracies.max(axis=-1) - accuracies.min(axis=-1)
-
+gap: Statistic = partial(np.ptp, axis=-1)
+"""The largest class accuracy minus the smallest."""
 
 STATISTICS: dict[str, Statistic] = {"average": average, "worst_class": worst_class, "gap": gap}
 """A new statistic goes here and, with its interval, into `intervals.INTERVALS`, of equal name."""

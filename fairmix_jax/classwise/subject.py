@@ -56,7 +56,7 @@ class Subject:
     class_names: Sequence[str]
     threat: ThreatModel
     settings: Settings
-    search: Partial | None = None
+    search: LogitsFn | None = None
     directory: Path | None = None
 
     @property
@@ -123,8 +123,3 @@ def check(
             f"names; it must give (1, {len(class_names)})"
         )
     inputs.check_apart(logits_fn, pixels)
-
-
-def as_partial(logits_fn: LogitsFn) -> Partial:
-    """Returns a function as a `Partial`, which may be an argument of compiled programs."""
-    return logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)

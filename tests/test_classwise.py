@@ -229,7 +229,7 @@ def test_a_foreign_model_stands_beside_others_in_a_report(found, tmp_path):
     "change, message",
     [
         (dict(labels=np.zeros(3, int)), "labels has shape"),
-        (dict(labels=np.full(24, 2)), "class_names has 2 names"),
+        (dict(labels=np.full(24, 2)), "labels range over \\[2, 2\\]"),
         (dict(settings=Settings(attacks="cw")), "'cw' is unknown"),
         (dict(settings=Settings(radii=(1.0, 0.5))), "does not rise"),
         (dict(images=255 * images()[0]), "finite values inside threat.bounds"),
@@ -258,7 +258,7 @@ def test_calibration_by_hand():
     found = image_verdicts.Verdicts(
         np.array([0, 1, 0, 1]), np.array([0.9, 0.9, 0.6, 0.6]), np.array([1, 0, 1, 1], bool)
     )
-    measured = image_verdicts.calibration(np.array([0, 0, 0, 1]), found, 2)
+    measured = image_verdicts.details(np.array([0, 0, 0, 1]), found, 2)["calibration"]
     assert measured["ece"] == pytest.approx((2 * 0.4 + 2 * 0.4) / 4)
     assert measured["class_confidence"] == pytest.approx([0.8, 0.6])
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.tree_util import Partial
 
 from fairmix_jax.classwise import ensemble_attacks, image_verdicts, metrics, step_attacks
 from fairmix_jax.classwise.attack_names import UNION, AttackChoice, parse
-from fairmix_jax.classwise.subject import Judgement, Settings, Subject, as_partial
+from fairmix_jax.classwise.subject import Judgement, Settings, Subject, check
 from fairmix_jax.data import Split
 from fairmix_jax.runtime import declared, inputs, processes
 from fairmix_jax.runtime.console import console, printable, working
@@ -65,47 +66,39 @@ def evaluate(
     declared.check(settings)
     choices = parse(settings.attacks)
     images, labels = np.asarray(images), np.asarray(labels)
+    rows = np.arange(len(np.atleast_1d(labels))) if rows is None else rows
     try:
-        inputs.check_labels(labels, len(np.atleast_1d(images)))
-        inputs.check_rows("rows", labels if rows is None else rows, len(labels))
+        check(logits_fn, images, labels, class_names, threat)
+        inputs.check_rows("rows", rows, len(labels))
         inputs.check_whole(-(2**63), seed=settings.seed)
-        if not (isinstance(class_names, Sequence) and all(isinstance(n, str) for n in class_names)):
-            raise ValueError(f"class_names={class_names!r} are no texts; give one name a class")
     except ValueError as error:
         raise UsageError(str(error)) from error
+    model = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
     split = Split(images, labels.astype(np.int32))
     subject = Subject(
-        as_partial(logits_fn), split, np.arange(len(labels)) if rows is None else np.asarray(rows),
-        tuple(class_names), threat, settings, None if search is None else as_partial(search),
-        directory,
-    )  # fmt: skip
-    past, curve = (known or {}).get("attacks", {}), (known or {}).get("curve")
-    kept = [choice for name in past if name != UNION for choice in parse(name)]
-    choices = list(dict.fromkeys([*kept, *choices]))
-    results, judged, withstood = {}, list[tuple[AttackChoice, Subject, Judgement]](), []
-    for choice in choices:
+        model, split, np.asarray(rows), class_names, threat, settings, search, directory
+    )
+    past = {name: of for name, of in (known or {}).get("attacks", {}).items() if name != UNION}
+    choices = list(dict.fromkeys([*(parse(name)[0] for name in past), *choices]))
+    results, judged = dict(past), list[tuple[AttackChoice, Subject, Judgement]]()
+    for choice in (choice for choice in choices if choice.name not in past):
         attacked = subject.subset(choice.num_examples)
-        if choice in kept:
-            results[choice.name] = past[choice.name]
-        else:
-            judgement, results[choice.name] = _attacked(choice, attacked)
-            judged.append((choice, attacked, judgement))
-        if not choice.num_examples:
-            packed = results[choice.name].get("withstood", results[choice.name]["verdicts"])
-            withstood.append(image_verdicts.unpack_rows(packed, split.labels))
+        judgement, results[choice.name] = _attacked(choice, attacked)
+        judged.append((choice, attacked, judgement))
     for each in judged:  # not before all is done, so that files and results are of one evaluation
         _save(*each)
     whole = [choice for choice in choices if not choice.num_examples]
     if sum(choice.kind != "clean" for choice in whole) > 1:
-        results[UNION] = _union(whole, subject, withstood)
+        results[UNION] = _union(whole, subject, results)
     names = ",".join(choice.name for choice in choices)
     found = {
         "classes": list(class_names),
         "threat": {"norm": threat.norm, "epsilon": threat.epsilon},
         "attacks": results,
         "images_sha256": image_verdicts.fingerprint(split.labels, subject.float_images),
-        "settings": dataclasses.asdict(settings) | ({"attacks": names} if kept else {}),
+        "settings": dataclasses.asdict(settings) | ({"attacks": names} if past else {}),
     }
+    curve = (known or {}).get("curve")
     return found | ({"curve": _curve(whole, subject, curve)} if settings.radii else {})
 
 
@@ -118,37 +111,40 @@ def _attacked(choice: AttackChoice, subject: Subject) -> tuple[Judgement, dict[s
             judgement = step_attacks.judge(choice, subject)
     found = _result(subject, judgement.verdicts.correct, seconds=judgement.seconds)
     found |= judgement.facts
-    overall = f", overall {found['overall']:.1%}"
+    if choice.kind == "pgd":
+        found["withstood"] = _packed(subject, judgement.withstood)
+    is_balanced = metrics.is_balanced(found["class_total"])
+    overall = "" if is_balanced else f", overall {found['overall']:.1%}"
     console.print(
-        f"{choice.name}: average {found['average']:.1%}"
-        f"{'' if metrics.is_balanced(found['class_total']) else overall}, worst class "
+        f"{choice.name}: average {found['average']:.1%}{overall}, worst class "
         f"{found['worst_class']:.1%} ({printable(found['worst_class_name'])}), "
         f"{sum(found['class_total']):,} test images in {found['seconds']:.1f} s"
     )
     if lost := metrics.non_finite(found):
         meaning = "such logits count as wrong, such a gradient moves nothing"
         console.print(f"{choice.name}: {lost} are not finite ({meaning})")
-    if choice.kind == "pgd":
-        number = len(subject.class_names)
-        found["withstood"] = image_verdicts.pack(subject.split.labels, judgement.withstood, number)
     return judgement, found
 
 
 def _union(
-    choices: Sequence[AttackChoice], subject: Subject, withstood: Sequence[np.ndarray]
+    choices: Sequence[AttackChoice], subject: Subject, results: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The result under all attacks together, and on the images as they are."""
+    members = [choice.name for choice in choices]
+    packed = [results[name].get("withstood", results[name]["verdicts"]) for name in members]
+    withstood = [image_verdicts.unpack_rows(bits, subject.split.labels) for bits in packed]
     if all(choice.kind != "clean" for choice in choices):
-        clean = step_attacks.judge(AttackChoice("clean", "clean"), subject)
-        withstood = [*withstood, clean.withstood]
-    found = _result(subject, np.logical_and.reduce(withstood), seconds=0.0)
-    return found | {"members": [choice.name for choice in choices]}
+        withstood.append(step_attacks.judge(AttackChoice("clean", "clean"), subject).withstood)
+    return _result(subject, np.logical_and.reduce(withstood), seconds=0.0) | {"members": members}
 
 
 def _result(subject: Subject, correct: np.ndarray, *, seconds: float) -> dict[str, Any]:
-    counts, names = subject.class_counts(correct), subject.class_names
-    packed = image_verdicts.pack(subject.split.labels, correct, len(names))
-    return metrics.result(*counts, names, seconds=seconds) | {"verdicts": packed}
+    found = metrics.result(*subject.class_counts(correct), subject.class_names, seconds=seconds)
+    return found | {"verdicts": _packed(subject, correct)}
+
+
+def _packed(subject: Subject, correct: np.ndarray) -> list[str]:
+    return image_verdicts.pack(subject.split.labels, correct, len(subject.class_names))
 
 
 def _curve(
@@ -171,17 +167,13 @@ def _curve(
 
 
 def _save(choice: AttackChoice, subject: Subject, judgement: Judgement) -> None:
-    folder, split, verdicts = subject.folder(choice.name), subject.split, judgement.verdicts
+    folder, verdicts, shown = subject.folder(choice.name), judgement.verdicts, subject.examples
     if folder is None or not processes.is_main():
         return
-    image_verdicts.save(
-        folder / "verdicts.npz", row=subject.rows, label=split.labels, robust=verdicts.correct,
-        prediction=verdicts.prediction, confidence=verdicts.confidence, **judgement.arrays,
-    )  # fmt: skip
+    known = {"row": subject.rows, "label": subject.split.labels, "prediction": verdicts.prediction}
+    judged = {"robust": verdicts.correct, "confidence": verdicts.confidence}
+    image_verdicts.save(folder / "verdicts.npz", **known, **judged, **judgement.arrays)
     if len(judgement.adversarial):
-        shown = subject.examples
-        image_verdicts.save(
-            folder / "examples.npz", row=subject.rows[shown], label=split.labels[shown],
-            image=subject.float_images[shown], adversarial=judgement.adversarial,
-            prediction=verdicts.prediction[shown],
-        )  # fmt: skip
+        pixels = {"image": subject.float_images[shown], "adversarial": judgement.adversarial}
+        chosen = {name: array[shown] for name, array in known.items()}
+        image_verdicts.save(folder / "examples.npz", **chosen, **pixels)

@@ -35,8 +35,7 @@ def parse(names: str, *, field: str = "evaluate.attacks") -> list[AttackChoice]:
     `autoattack`, `autoattack-plus` and `autoattack-rand`, and `fast`, which is `apgd-ce`
     and `apgd-t`. `NAME@N` attacks the first `N / K` images of each of the `K` classes only.
 
-    Raises:
-      UsageError: the list is empty or a name is not understood; it names the config's `field`.
+    Raises a `UsageError` if the list is empty or a name unknown, which names the config's `field`.
     """
     parsed = [_parse(part.strip(), field) for part in names.split(",") if part.strip()]
     if not parsed:
@@ -47,10 +46,8 @@ def parse(names: str, *, field: str = "evaluate.attacks") -> list[AttackChoice]:
 def _parse(written: str, field: str) -> AttackChoice:
     name, at, number = written.partition("@")
     if at and not _NUMBER.fullmatch(number):
-        raise UsageError(
-            f"{field}={shown(written)} is not understood; give a number of images "
-            "after '@', e.g. autoattack@500"
-        )
+        remedy = "give a number of images after '@', e.g. autoattack@500"
+        raise UsageError(f"{field}={shown(written)} is not understood; {remedy}")
     num_examples = int(number or 0)
     if name in ("clean", "fgsm"):
         return AttackChoice(written, name, num_examples=num_examples)
@@ -58,8 +55,6 @@ def _parse(written: str, field: str) -> AttackChoice:
         return AttackChoice(written, match[1], int(match[2]), num_examples=num_examples)
     if name in _ENSEMBLES or name in attack_makers():
         return AttackChoice(written, "ensemble", 0, _ENSEMBLES.get(name, (name,)), num_examples)
-    known = ["clean", "fgsm", "pgdN", "mifgsmN", *attack_makers(), *_ENSEMBLES]
-    raise UsageError(
-        f"{field}={shown(name)} is unknown; choose from {', '.join(known)}, with N a number "
-        "of steps, e.g. pgd20"
-    )
+    known = ", ".join(["clean", "fgsm", "pgdN", "mifgsmN", *attack_makers(), *_ENSEMBLES])
+    remedy = f"choose from {known}, with N a number of steps, e.g. pgd20"
+    raise UsageError(f"{field}={shown(name)} is unknown; {remedy}")

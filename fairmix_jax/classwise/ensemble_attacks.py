@@ -25,10 +25,8 @@ def judge(choice: AttackChoice, subject: Subject) -> Judgement:
 
     While it runs, the attack's folder holds what is needed to go on after an interruption.
     The facts are `detail`, `non_finite` and, for a version of AutoAttack that is not for randomized
-    models, `masking`. Confidences are not known.
-
-    Raises:
-      UsageError: the folder holds an interrupted evaluation of other settings or weights.
+    models, `masking`. Confidences are not known. Raises a `UsageError` if the folder holds an
+    interrupted evaluation of other settings or weights.
     """
     images, labels, settings = subject.float_images, subject.split.labels, subject.settings
     common: Any = dict(threat=subject.threat, seed=settings.seed, batch_size=settings.batch_size)
@@ -41,17 +39,15 @@ def judge(choice: AttackChoice, subject: Subject) -> Judgement:
             )  # fmt: skip
         except OtherEvaluation as error:
             raise UsageError(str(error)) from error
-    facts: dict[str, Any] = {"detail": attack_report.summary(report)}
-    facts["non_finite"] = {"logits": int(report.non_finite.sum())}
+    detail = attack_report.summary(report)
+    facts: dict[str, Any] = {"detail": detail, "non_finite": {"logits": detail["non_finite"]}}
     if settings.masking and isinstance(choice.version, str) and choice.version != "rand":
         with working(f"{choice.name}: examining whether gradients are masked"):
             verdict, findings = examine(subject.logits_fn, images, labels, **common, report=report)
         facts["masking"] = {"verdict": verdict, "findings": [f._asdict() for f in findings]}
     unknown = np.full(len(labels), np.nan, np.float32)
-    arrays: dict[str, Any] = {"broken_by": report.broken_by, "attacks": np.asarray(report.attacks)}
-    arrays["non_finite"] = report.non_finite
-    if settings.save_adversarial:
-        arrays["adversarial"] = report.adversarial
+    kept = ("broken_by", "attacks", "non_finite", *["adversarial"] * settings.save_adversarial)
+    arrays = {name: np.asarray(getattr(report, name)) for name in kept}
     return Judgement(
         Verdicts(report.predictions, unknown, report.robust), report.robust,
         report.adversarial[subject.examples], sum(report.seconds), facts, arrays,
@@ -66,13 +62,9 @@ def _progress(name: str) -> Generator[Callable[[Status], None]]:
     seconds, and one a minute.
     """
     attack, told = "", time.perf_counter()
-    columns = (
-        TextColumn("{task.fields[text]}", markup=False),
-        BarColumn(bar_width=24),
-        TimeElapsedColumn(),
-    )
-    left_at_most = TextColumn("{task.fields[left]} left at most")
-    bar = Progress(*columns, left_at_most, console=console, disable=not console.is_terminal)
+    what, left_at_most = "{task.fields[text]}", "{task.fields[left]} left at most"
+    columns = TextColumn(what, markup=False), BarColumn(24), TimeElapsedColumn(), left_at_most
+    bar = Progress(*columns, console=console, disable=not console.is_terminal)
     task = bar.add_task("", total=1.0, text=name, left="")
 
     def show(status: Status) -> None:

@@ -23,45 +23,32 @@ class Verdicts(NamedTuple):
     correct: np.ndarray  # `[N]` bool; false where logits are not finite
 
 
-def calibration(labels: np.ndarray, verdicts: Verdicts, num_classes: int) -> dict[str, Any]:
-    """Returns how far confidence and accuracy agree, as plain data.
+def details(labels: np.ndarray, verdicts: Verdicts, num_classes: int) -> dict[str, Any]:
+    """Returns how far confidence and accuracy agree, and which classes are confused.
 
-    `class_confidence` is the mean confidence on each true class, `None` without images:
-    above the class's accuracy the model is overconfident there. `ece` is the expected
-    calibration error: over 15 equal bins of confidence, the mean of `|accuracy -
-    confidence|` weighed by the images in the bin; `bins` has of each bin the images, the
-    correct ones and the mean confidence. Images without finite logits are left out.
+    Of `calibration`, `class_confidence` is the mean confidence on each true class, `None` without
+    images: above the class's accuracy the model is overconfident there. `ece` is the expected
+    calibration error: over 15 equal bins of confidence, the mean of `|accuracy - confidence|`
+    weighed by the images in the bin; `bins` has of each bin the images, the correct ones and the
+    mean confidence. Images without finite logits are left out. `confusion`, up to 200 classes, is
+    `[K, K]` counts: a row for each true class, a column for each predicted one.
 
     Reference: Guo et al. 2017, arXiv 1706.04599.
     """
     finite = np.isfinite(verdicts.confidence)
-    labels = labels[finite]
-    correct, confidence = verdicts.correct[finite], verdicts.confidence[finite].astype(float)
-    total = np.bincount(labels, minlength=num_classes)
-    sums = np.bincount(labels, weights=confidence, minlength=num_classes)
+    known, correct = labels[finite], verdicts.correct[finite]
+    confidence = verdicts.confidence[finite].astype(float)
+    total = np.bincount(known, minlength=num_classes).tolist()
+    sums = np.bincount(known, weights=confidence, minlength=num_classes).tolist()
     place = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     count = np.bincount(place, minlength=_BINS)
     right = np.bincount(place, weights=correct, minlength=_BINS)
     trust = np.bincount(place, weights=confidence, minlength=_BINS)
-    return {
-        "ece": round(float(np.abs(right - trust).sum() / max(len(labels), 1)), 6),
-        "class_confidence": [
-            round(float(s / n), 6) if n else None for s, n in zip(sums, total, strict=True)
-        ],
-        "bins": {
-            "count": count.tolist(),
-            "correct": right.astype(int).tolist(),
-            "confidence": np.round(trust / np.maximum(count, 1), 6).tolist(),
-        },
-    }
-
-
-def details(labels: np.ndarray, verdicts: Verdicts, num_classes: int) -> dict[str, Any]:
-    """Returns the calibration and, up to 200 classes, the confusion, as plain data.
-
-    The confusion is `[K, K]` counts: a row for each true class, a column for each predicted one.
-    """
-    found: dict[str, Any] = {"calibration": calibration(labels, verdicts, num_classes)}
+    means = [round(s / n, 6) if n else None for s, n in zip(sums, total, strict=True)]
+    bins = {"count": count.tolist(), "correct": right.astype(int).tolist()}
+    bins["confidence"] = np.round(trust / np.maximum(count, 1), 6).tolist()
+    ece = round(float(np.abs(right - trust).sum() / max(len(known), 1)), 6)
+    found: dict[str, Any] = {"calibration": {"ece": ece, "class_confidence": means, "bins": bins}}
     if num_classes <= _MAX_CONFUSION:
         pairs = np.bincount(labels * num_classes + verdicts.prediction, minlength=num_classes**2)
         found["confusion"] = pairs.reshape(num_classes, num_classes).tolist()
@@ -87,9 +74,8 @@ def unpack(packed: Sequence[str], class_total: Sequence[int]) -> list[np.ndarray
 def unpack_rows(packed: Sequence[str], labels: np.ndarray) -> np.ndarray:
     """Returns `[N]` bool, in the order of the images, the inverse of `pack`."""
     correct = np.zeros(len(labels), bool)
-    total = np.bincount(labels, minlength=len(packed))
-    for number, found in enumerate(unpack(packed, total.tolist())):
-        correct[labels == number] = found
+    found = unpack(packed, np.bincount(labels, minlength=len(packed)).tolist())
+    correct[np.argsort(labels, kind="stable")] = np.concatenate(found)
     return correct
 
 
@@ -100,18 +86,13 @@ def save(path: Path, **arrays: Any) -> None:
 
 
 def load(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns arrays of these names that `save` has written.
-
-    Raises:
-      UsageError: the file is damaged.
-    """
+    """Returns arrays of these names that `save` has written; `UsageError` if they are damaged."""
     try:
         with path.open("rb") as file, np.load(file) as arrays:
-            found = {name: arrays[name] for name in names}
+            return {name: arrays[name] for name in names}
     except Exception as error:  # whatever zip, zlib and NumPy raise on damaged files
         remedy = "evaluate again with --mode=evaluate, which makes it anew, or delete it"
         raise UsageError(f"{path} is damaged ({error!r}); {remedy}") from error
-    return found
 
 
 def fingerprint(labels: np.ndarray, images: np.ndarray) -> str:

@@ -53,7 +53,7 @@ def average(class_total: ArrayLike, class_correct: ArrayLike) -> Interval:
     low, high = np.quantile(np.mean(draws / total, axis=1), (TAIL, 1 - TAIL))
     edge = TAIL ** (1 / total.sum())
     high = 1 - edge if not accuracy.any() else high
-    low = edge if accuracy.all() and accuracy.min() == 1 else low
+    low = edge if accuracy.min() == 1 else low
     return Interval(float(low), float(accuracy.mean()), float(high))
 
 
@@ -85,12 +85,8 @@ def by_class(class_total: ArrayLike, class_correct: ArrayLike) -> list[Interval]
     A class without images gets [0, 1]. The lowest of these intervals is not that of the worst
     class, which the same images picked out: for that there is `worst_class`.
     """
-    return [
-        worst_class([total], [correct]) if total else Interval(0.0, 0.5, 1.0)
-        for total, correct in zip(
-            np.asarray(class_total).tolist(), np.asarray(class_correct).tolist(), strict=True
-        )
-    ]
+    counts = zip(np.asarray(class_total).tolist(), np.asarray(class_correct).tolist(), strict=True)
+    return [worst_class([n], [right]) if n else Interval(0.0, 0.5, 1.0) for n, right in counts]
 
 
 INTERVALS = {"average": average, "worst_class": worst_class, "gap": gap}
@@ -108,10 +104,9 @@ def worst_class_level(class_total: ArrayLike, class_correct: ArrayLike, value: f
     error = np.sqrt(accuracy * (1 - accuracy) / total)
     truth = np.maximum(accuracy - error / 2, value)
     truth[np.argmin(accuracy)] = value
-    observed = accuracy.min()
-    at_least = np.ceil(observed * total - _ROUNDING) - 1
-    above = np.floor(observed * total + _ROUNDING)
-    tails = [np.prod(special.bdtrc(count, total, truth)) for count in (at_least, above)]
+    observed = accuracy.min() * total
+    ends = np.ceil(observed - _ROUNDING) - 1, np.floor(observed + _ROUNDING)
+    tails = [np.prod(special.bdtrc(end, total, truth)) for end in ends]  # at least, and above
     return float(1 - (tails[0] + tails[1]) / 2)
 
 
@@ -183,16 +178,14 @@ def _sweep(sizes: np.ndarray, width: float) -> Callable[[Sequence[np.ndarray]], 
 
 
 def class_counts(class_total: ArrayLike, class_correct: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `[K]` images and `[..., K]` correct ones; ValueError if they are no such counts."""
+    """Returns `[K]` images of each class and `[..., K]`, of these correct, as arrays.
+
+    Raises a `ValueError` for no images at all, or more correct ones than there are.
+    """
     total, correct = np.asarray(class_total), np.asarray(class_correct)
     fits = total.ndim == 1 and correct.shape[-1:] == total.shape and correct.size
-    if not (
-        fits
-        and np.issubdtype(total.dtype, np.integer)
-        and total.any()
-        and (correct >= 0).all()
-        and (correct <= total).all()
-    ):
+    is_whole = np.issubdtype(total.dtype, np.integer) and total.any()
+    if not (fits and is_whole and ((correct >= 0) & (correct <= total)).all()):
         given = f"class_correct {correct.tolist()} of class_total {total.tolist()}"
         raise ValueError(f"{given:.300} are not class counts; give 0 <= correct <= total, [K] each")
     return total, correct

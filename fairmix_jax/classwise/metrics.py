@@ -5,6 +5,7 @@ runs share, since all are tested on the same images, which are a sample too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,20 +18,14 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 """Class accuracies `[..., K]`, all of classes with examples, to numbers `[...]`."""
 
 
-def average(accuracies: np.ndarray) -> np.ndarray:
-    """Returns the mean over classes."""
-    return accuracies.mean(axis=-1)
+average: Statistic = partial(np.mean, axis=-1)
+"""The mean over classes."""
 
+worst_class: Statistic = partial(np.min, axis=-1)
+"""The smallest class accuracy."""
 
-def worst_class(accuracies: np.ndarray) -> np.ndarray:
-    """Returns the smallest class accuracy."""
-    return accuracies.min(axis=-1)
-
-
-def gap(accuracies: np.ndarray) -> np.ndarray:
-    """Returns the largest class accuracy minus the smallest."""
-    return accuracies.max(axis=-1) - accuracies.min(axis=-1)
-
+gap: Statistic = partial(np.ptp, axis=-1)
+"""The largest class accuracy minus the smallest."""
 
 STATISTICS: dict[str, Statistic] = {"average": average, "worst_class": worst_class, "gap": gap}
 """A new statistic goes here and, with its interval, into `intervals.INTERVALS`, of equal name."""
@@ -59,8 +54,7 @@ def summarize(class_total: ArrayLike, class_correct: ArrayLike) -> dict[str, flo
     * `nsd`: `std` divided by the mean class error; 0 without any error. (Normalised
       standard deviation, after Xu et al. 2021, arXiv 2010.06121, as their blog has it.)
 
-    Takes `[K]` examples of each class, and of these correct ones; ValueError for no examples at
-    all, or more correct ones than there are.
+    Takes counts as `intervals.class_counts`, and raises as it does.
     """
     total, correct = class_counts(class_total, class_correct)
     accuracy = correct / np.where(total > 0, total, 1)
@@ -156,8 +150,7 @@ def over_seeds(class_total: ArrayLike, class_correct: ArrayLike, statistic: str)
     if len(ends) == 1:
         return Interval(low, centre, high)
     present = total > 0
-    values = STATISTICS[statistic](correct[:, present] / total[present])
-    _, runs = mean_interval(values)
+    _, runs = mean_interval(STATISTICS[statistic](correct[:, present] / total[present]))
     below, above = float(np.hypot(runs, centre - low)), float(np.hypot(runs, high - centre))
     return Interval(max(centre - below, 0.0), centre, min(centre + above, 1.0))
 
@@ -175,8 +168,7 @@ def classes_over_seeds(class_total: ArrayLike, class_correct: ArrayLike) -> np.n
     below = np.where(correct > 0, values - low, 0.0).mean(axis=0)
     above = np.where(correct < total, high - values, 0.0).mean(axis=0)
     centre, runs = mean_interval(values)
-    if len(values) == 1:
-        runs = np.zeros(len(total))
+    runs = runs if len(values) > 1 else 0.0
     ends = centre - np.hypot(runs, below), centre, centre + np.hypot(runs, above)
     return np.clip(np.stack(ends), 0.0, 1.0)
 
@@ -190,14 +182,15 @@ def result(
     are those of the counts, which are biased (see `intervals`); `corrected` has the
     estimates without that bias.
     """
-    summary = summarize(class_total, class_correct)
-    if len(class_names) != len(np.asarray(class_total)):
+    total, correct = class_counts(class_total, class_correct)
+    if len(class_names) != len(total):
         raise ValueError(f"class_names has {len(class_names)} names; give one a class")
+    summary = summarize(total, correct)
     worst = int(summary.pop("worst_class_index"))
-    found = {name: of(class_total, class_correct) for name, of in INTERVALS.items()}
+    found = {name: of(total, correct) for name, of in INTERVALS.items()}
     return {
-        "class_total": np.asarray(class_total).tolist(),
-        "class_correct": np.asarray(class_correct).tolist(),
+        "class_total": total.tolist(),
+        "class_correct": correct.tolist(),
         **summary,
         "worst_class_name": class_names[worst],
         "corrected": {name: found[name].estimate for name in ("worst_class", "gap")},

@@ -49,9 +49,7 @@ def differences(verdicts: ClassVerdicts, baseline: ClassVerdicts) -> dict[str, D
     Extremes are those observed: their bias cancels as far as the classes of both methods are
     tied alike. A method that ties more classes at the bottom looks worse than it is, by up to
     one or two standard errors of a class; compare with `metrics.over_seeds`, which has none.
-
-    Raises:
-      ValueError: as `contrast`, of which these are the ones with weights 1 and -1.
+    Raises as `contrast` does, of which these are the ones with weights 1 and -1.
     """
     both = _aligned([verdicts, baseline])
     resampled = _resampled(both)
@@ -119,9 +117,7 @@ def pooled_noise(methods: Sequence[ClassVerdicts], statistic: Statistic) -> Nois
     freedom of all: too sure of itself where one method varies several times as much as the
     others (of eight methods with three seeds, one varying three times as much: p < 0.05 in 1 of 8
     of its contrasts), so reports show the p-value of its own runs, too.
-
-    Raises:
-      ValueError: fewer than two methods or runs, or they differ in runs or images.
+    Raises a `ValueError` for fewer than two methods or runs, or if runs or images differ.
     """
     values = np.stack([_observed(verdicts, statistic) for verdicts in _aligned(methods)])
     if min(values.shape) < 2:
@@ -139,23 +135,20 @@ def permutation_test(
     Under the null hypothesis the verdicts of the two on an image may be swapped. Only
     images on which they differ matter; swapping them at random is a binomial draw a class,
     10,000 times. Exact for that hypothesis: it is below `p` with probability at most `p`.
-
-    Raises:
-      ValueError: more than one run of each, or other images.
+    Raises a `ValueError` for more than one run of each, or other images.
     """
     pairs = list(zip(*_aligned([verdicts, baseline]), strict=True))
     if any(len(a) != 1 for a, _ in pairs):
         raise ValueError("permutation_test compares two networks; give one run of each")
-    sizes = np.array([a.shape[1] for a, _ in pairs])
-    right = np.array([[a.sum(), b.sum()] for a, b in pairs])
-    differing = np.array([(a != b).sum() for a, b in pairs])
-    shared = np.array([(a & b).sum() for a, b in pairs])
-    rng = np.random.default_rng(0)
-    swapped = rng.binomial(differing, 0.5, (_PERMUTATIONS, len(sizes)))
-    drawn = statistic((shared + swapped) / sizes)
-    drawn = drawn - statistic((shared + differing - swapped) / sizes)
-    observed = statistic(right[:, 0] / sizes) - statistic(right[:, 1] / sizes)
-    extreme = np.abs(drawn) >= abs(observed) - 1e-12
+    counts = [[a.size, (a & b).sum(), (a & ~b).sum(), (b & ~a).sum()] for a, b in pairs]
+    sizes, both, first, second = np.array(counts).T
+
+    def difference(gained: np.ndarray) -> np.ndarray:
+        lost = first + second - gained
+        return statistic((both + gained) / sizes) - statistic((both + lost) / sizes)
+
+    drawn = np.random.default_rng(0).binomial(first + second, 0.5, (_PERMUTATIONS, len(sizes)))
+    extreme = np.abs(difference(drawn)) >= abs(difference(first)) - 1e-12
     return float((1 + extreme.sum()) / (1 + _PERMUTATIONS))
 
 
@@ -166,12 +159,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Reference: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
     """
-    values = np.asarray(p_values, float)
+    values = np.array(p_values, float)
     order = np.argsort(values)
     factors = np.arange(len(values), 0, -1)
-    adjusted = np.empty_like(values)
-    adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1.0)
-    return adjusted.tolist()
+    values[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1.0)
+    return values.tolist()
 
 
 def _students_t(values: np.ndarray, replicates: np.ndarray, noise: Noise) -> tuple[float, float]:
@@ -220,9 +212,8 @@ def _aligned(methods: Sequence[ClassVerdicts]) -> list[list[np.ndarray]]:
     """The methods' verdicts on classes that have images."""
     groups = [[np.atleast_2d(v) for v in verdicts] for verdicts in methods]
     if any([v.shape for v in group] != [v.shape for v in groups[0]] for group in groups):
-        raise ValueError(
-            "the methods differ in runs or images; give as many runs of each, on the same images"
-        )
+        remedy = "give as many runs of each, on the same images"
+        raise ValueError(f"the methods differ in runs or images; {remedy}")
     found = [[v for v in group if v.size] for group in groups]
     if not found or not found[0] or any(v.dtype != bool for group in found for v in group):
         raise ValueError("there are no verdicts to compare; give [S, n] bool of each class")

@@ -44,55 +44,43 @@ def parse(study: Mapping[str, Any]) -> list[Prediction]:
         a class is both easy and hard, or one of the two groups is empty where it is used.
     """
     easy, hard = (list(study[f"{name}_classes"]) for name in ("easy", "hard"))
+    groups = f"study.easy_classes={easy} and study.hard_classes={hard}"
     if set(easy) & set(hard):
-        raise UsageError(
-            f"study.easy_classes={easy} and study.hard_classes={hard} overlap; give a class to one"
-        )
+        raise UsageError(f"{groups} overlap; give a class to one")
     found = [_parse(text, study["arms"]) for text in study["predictions"]]
     if any(one.statistic == EASY_MINUS_HARD for one in found) and not (easy and hard):
-        raise UsageError(
-            f"study.easy_classes={easy} and study.hard_classes={hard} leave {EASY_MINUS_HARD} "
-            "without classes; name at least one of each"
-        )
+        raise UsageError(f"{groups} leave {EASY_MINUS_HARD} without classes; name one of each")
     return found
 
 
 def _parse(text: str, arms: Mapping[str, str]) -> Prediction:
     match = _FORM.fullmatch(text)
     if not match:
-        raise UsageError(
-            f"study.predictions: {text!r} is not understood; write "
-            "'NAME: STATISTIC(ATTACK): ARM < ARM'"
-        )
+        raise _refused(f"{text!r} is not understood; write 'NAME: STATISTIC(ATTACK): ARM < ARM'")
     name, statistic, attack, left, relation, right = match.groups()
     known = (*STATISTICS, EASY_MINUS_HARD)
     if statistic not in known:
-        raise UsageError(
-            f"study.predictions: {statistic!r} in {text!r} is unknown; choose one of "
-            f"{', '.join(known)}"
-        )
+        raise _refused(f"{statistic!r} in {text!r} is unknown; choose one of {', '.join(known)}")
     if "," in attack:
-        raise UsageError(f"study.predictions: {attack!r} in {text!r} is a list; name one attack")
+        raise _refused(f"{attack!r} in {text!r} is a list; name one attack")
     if attack != attack_names.UNION:
         attack_names.parse(attack, field="study.predictions")
     sides = [side.split(" - ") for side in (left, right)]
     if len(sides[0]) != len(sides[1]) or len(sides[0]) > 2:
-        raise UsageError(
-            f"study.predictions: {text!r} compares unlike things; write an arm on both sides, or "
-            "'ARM - ARM'"
-        )
+        remedy = "write an arm on both sides, or 'ARM - ARM'"
+        raise _refused(f"{text!r} compares unlike things; {remedy}")
     named = tuple(sides[0] + sides[1])
     for arm in named:
         if arm not in arms:
-            raise UsageError(
-                f"study.predictions: arm {arm!r} in {text!r} is unknown; choose one of "
-                f"{', '.join(arms)}, or add it to study.arms"
-            )
+            remedy = f"choose one of {', '.join(arms)}, or add it to study.arms"
+            raise _refused(f"arm {arm!r} in {text!r} is unknown; {remedy}")
     if len(set(named)) < len(named):
-        raise UsageError(
-            f"study.predictions: {text!r} names an arm twice, whose runs would count twice; "
-            "compare different arms"
-        )
+        wrong = "names an arm twice, whose runs would count twice; compare different arms"
+        raise _refused(f"{text!r} {wrong}")
     weights = (1, -1) if len(named) == 2 else (1, -1, -1, 1)
     sign = -1 if relation == "<" else 1
     return Prediction(name, statistic, attack, f"{left} {relation} {right}", named, weights, sign)
+
+
+def _refused(wrong: str) -> UsageError:
+    return UsageError(f"study.predictions: {wrong}")

@@ -13,7 +13,6 @@ from fairmix_jax.classwise.image_verdicts import Verdicts
 from fairmix_jax.data import Split, balanced_rows, batches
 from fairmix_jax.runtime import inputs
 from fairmix_jax.runtime.declared import declared
-from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.types import Amount, Array, Count, LogitsFn, Positive, ThreatModel
 
 _MAX_EXAMPLES = 20
@@ -49,9 +48,6 @@ class Subject:
     """A model and the images that it is evaluated on: what every attack is given.
 
     The fields are as in `evaluate`, `split` holding images and labels.
-
-    Raises:
-      UsageError: images, labels, bounds, classes or logits do not fit each other.
     """
 
     logits_fn: Partial
@@ -60,39 +56,8 @@ class Subject:
     class_names: Sequence[str]
     threat: ThreatModel
     settings: Settings
-    search: Partial | None = None
+    search: LogitsFn | None = None
     directory: Path | None = None
-
-    def __post_init__(self):
-        images, labels = self.split
-        if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
-            raise UsageError(
-                f"images of shape {images.shape} and labels of shape {labels.shape} do not fit; "
-                "give [N, H, W, C] and [N], N at least 1"
-            )
-        if labels.min() < 0 or labels.max() >= len(self.class_names):
-            raise UsageError(
-                f"labels lie in [{labels.min()}, {labels.max()}], but class_names has "
-                f"{len(self.class_names)} names; give one name a class"
-            )
-        if images.dtype == np.uint8 and self.threat.bounds != (0, 1):
-            raise UsageError(
-                f"images are uint8, which stand for [0, 1], but threat.bounds are "
-                f"{self.threat.bounds}; give floats inside the bounds"
-            )
-        one = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
-        pixels, number = self.float_images, len(self.class_names)
-        try:
-            inputs.check_batch(pixels, labels, self.threat)
-            logits = jax.eval_shape(inputs.checked_model(self.logits_fn, labels[:0]), one)
-            inputs.check_apart(self.logits_fn, pixels)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        if logits.shape != (1, number):
-            raise UsageError(
-                f"logits_fn maps one image to shape {logits.shape}, but class_names has {number} "
-                f"names; it must give (1, {number})"
-            )
 
     @property
     def float_images(self) -> np.ndarray:
@@ -134,6 +99,27 @@ class Judgement:
     arrays: dict[str, Any] = dataclasses.field(default_factory=dict)  # more for `verdicts.npz`
 
 
-def as_partial(logits_fn: LogitsFn) -> Partial:
-    """Returns a function as a `Partial`, which may be an argument of compiled programs."""
-    return logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+def check(
+    logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str],
+    threat: ThreatModel,
+) -> None:  # fmt: skip
+    """Raises a `ValueError` if images, labels, bounds, classes or logits do not fit each other."""
+    inputs.check_labels(labels, len(np.atleast_1d(images)))
+    inputs.check_whole(1, number_of_images=len(labels))
+    pixels = batches.as_float(images)
+    inputs.check_batch(pixels, labels, threat)
+    if images.dtype == np.uint8 and threat.bounds != (0, 1):
+        raise ValueError(
+            f"images are uint8, which stand for [0, 1], but threat.bounds are {threat.bounds}; "
+            "give floats inside the bounds"
+        )
+    if not (isinstance(class_names, Sequence) and all(isinstance(n, str) for n in class_names)):
+        raise ValueError(f"class_names={class_names!r} are no texts; give one name a class")
+    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
+    shape = jax.eval_shape(inputs.checked_model(logits_fn, labels), one).shape
+    if shape != (1, len(class_names)):
+        raise ValueError(
+            f"logits_fn maps one image to shape {shape}, but class_names has {len(class_names)} "
+            f"names; it must give (1, {len(class_names)})"
+        )
+    inputs.check_apart(logits_fn, pixels)

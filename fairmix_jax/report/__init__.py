@@ -7,7 +7,6 @@ from typing import Any
 
 from fairmix_jax.report import chart_rows, differences, headlines, page, runs, tables
 from fairmix_jax.report.comparable import Comparable, comparable
-from fairmix_jax.report.outcome import outcome
 from fairmix_jax.report.runs import Run, find
 from fairmix_jax.runtime.console import console, printable, working
 from fairmix_jax.runtime.json_files import write_text
@@ -23,11 +22,8 @@ def write(directory: Path, workdirs: Sequence[Path], *, show: bool = True) -> No
     their own, and are never averaged together. What a run lacks is shown as
     missing. `index.html` needs nothing else. Where `directory` has the `config.json` of a
     study, methods have the names of its arms, and a table says what became of its predictions.
-    `workdirs` are runs, or folders with runs somewhere below.
-
-    Raises:
-      UsageError: there is no run, a method has two runs of one seed, or the study's config
-        is not valid.
+    `workdirs` are runs, or folders with runs somewhere below. Raises a `UsageError` if there is
+    no run, a method has two runs of one seed, or the study's config is not valid.
     """
     found = {run.path.resolve(): run for path in workdirs for run in find(path)}
     unfinished = runs.unfinished([directory, *workdirs])
@@ -57,10 +53,8 @@ def _panel(one: Comparable, study: Mapping[str, Any]) -> page.Panel:
     compared = differences.against_first(one)
     checked = differences.checked_predictions(one, study)
     shown = [headlines.table(one, found)]
-    if compared:
-        shown.append(differences.table(compared, is_aside=bool(checked)))
-    if checked:
-        shown.append(differences.predictions_table(checked))
+    shown += [differences.table(compared, is_aside=bool(checked))] if compared else []
+    shown += [differences.predictions_table(checked)] if checked else []
     shown += [tables.classes(one, study), *tables.confidence(one), *tables.training(one)]
-    said = outcome(one, found, compared)
+    said = headlines.outcome(one, found, compared)
     return page.Panel(one, said, shown, tables.ensembles(one), chart_rows.all_of(one, found))

@@ -17,7 +17,6 @@ _MAX_CLASSES = 100
 _MAX_CONFUSIONS = 20
 _MAX_PIXELS = 96
 _MAX_EXAMPLES = 10
-_EXAMPLE = ("row", "label", "image", "adversarial", "prediction")
 
 Row = dict[str, Any]
 
@@ -95,9 +94,7 @@ def _confusion(runs: Comparable) -> Iterator[Row]:
 
 
 def _calibration(runs: Comparable) -> Iterator[Row]:
-    for method in runs.attacked:
-        if not all("calibration" in result for result in method.results):
-            continue
+    for method in runs.calibrated:
         bins = [result["calibration"]["bins"] for result in method.results]
         count, correct = (np.sum([b[k] for b in bins], axis=0) for k in ("count", "correct"))
         trust = np.sum([np.multiply(b["confidence"], b["count"]) for b in bins], axis=0)
@@ -124,17 +121,15 @@ def _survivors(runs: Comparable) -> Iterator[Row]:
     An attack begins when those before it have taken all their time, and not at their last success.
     """
     for method in runs.methods:
-        for attack, result in method.runs[0].evaluation["attacks"].items():
-            if "detail" not in result:
-                continue
-            spent, points = result["detail"]["seconds_by_attack"], result["detail"]["curve"]
+        attacks = method.runs[0].evaluation["attacks"].items()
+        for attack, detail in ((name, of["detail"]) for name, of in attacks if "detail" in of):
+            known = {"method": method.label, "attack": attack}
+            spent, points = detail["seconds_by_attack"], detail["curve"]
             ends = dict(zip(spent, itertools.accumulate(spent.values()), strict=True))
             last = next(reversed(spent))
             for name, seconds, survivors in [*points, [last, spent[last], points[-1][2]]]:
-                yield {
-                    "method": method.label, "attack": attack, "member": name,
-                    "seconds": round(ends[name] - spent[name] + seconds, 2), "survivors": survivors,
-                }  # fmt: skip
+                moment = round(ends[name] - spent[name] + seconds, 2)
+                yield known | {"member": name, "seconds": moment, "survivors": survivors}
 
 
 def _examples(runs: Comparable) -> Iterator[Row]:
@@ -144,21 +139,20 @@ def _examples(runs: Comparable) -> Iterator[Row]:
         path = run.path / "attacks" / attack / "examples.npz"
         if attack not in run.evaluation["attacks"] or not path.is_file():
             continue
-        found = image_verdicts.load(path, _EXAMPLE)
-        kept = {name: array[:_MAX_EXAMPLES] for name, array in found.items()}
-        change = kept["adversarial"] - kept["image"]
+        names = ("row", "label", "prediction", "image", "adversarial")
+        kept = [array[:_MAX_EXAMPLES] for array in image_verdicts.load(path, names).values()]
+        *_, before, after = kept
+        change = after - before
         largest = float(np.abs(change).max()) or 1.0
-        shown = {"clean": kept["image"], "adversarial": kept["adversarial"]}
-        shown["change"] = 0.5 + 0.5 * change / largest
         images = []
-        for n, row in enumerate(kept["row"]):
-            label, predicted = (runs.classes[kept[name][n]] for name in ("label", "prediction"))
-            pictures = {name: _png(pixels[n]) for name, pixels in shown.items()}
-            images.append({"class": label, "predicted": predicted, "row": int(row)} | pictures)
-        yield {
-            "method": method.label, "attack": attack, "factor": round(0.5 / largest, 1),
-            "seed": run.config["seed"], "images": images,
-        }  # fmt: skip
+        for row, label, predicted, image, adversarial, moved in zip(*kept, change, strict=True):
+            pixels = {"clean": image, "adversarial": adversarial}
+            pixels["change"] = 0.5 + 0.5 * moved / largest
+            known = {"class": runs.classes[label], "predicted": runs.classes[predicted]}
+            pictures = {name: _png(picture) for name, picture in pixels.items()}
+            images.append(known | {"row": int(row)} | pictures)
+        known = {"method": method.label, "attack": attack, "seed": run.config["seed"]}
+        yield known | {"factor": round(0.5 / largest, 1), "images": images}
 
 
 def _png(image: np.ndarray) -> str:

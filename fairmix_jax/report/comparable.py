@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fairmix_jax.classwise import image_verdicts, paired
+from fairmix_jax.classwise import image_verdicts, metrics, paired
 from fairmix_jax.classwise.attack_names import UNION
 from fairmix_jax.data import COMMON_FIELDS
 from fairmix_jax.report.runs import Arms, Run, arm, arm_fields
@@ -46,11 +46,14 @@ class Method(NamedTuple):
     @property
     def accuracies(self) -> np.ndarray:
         """`[runs, K]`; NaN for classes without images."""
-        total, correct = (
-            np.array([result[name] for result in self.results])
-            for name in ("class_total", "class_correct")
-        )
+        counts = [[result["class_correct"], result["class_total"]] for result in self.results]
+        correct, total = np.array(counts).swapaxes(0, 1)
         return correct / np.where(total > 0, total, np.nan)
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether all runs were tested on equally many images of each class."""
+        return all(metrics.is_balanced(result["class_total"]) for result in self.results)
 
     @property
     def verdicts(self) -> paired.ClassVerdicts | None:
@@ -71,8 +74,8 @@ class Comparable(NamedTuple):
     @property
     def attacks(self) -> list[str]:
         """All attacks of any run, the union last."""
-        every = (run.evaluation["attacks"] for method in self.methods for run in method.runs)
-        names = dict.fromkeys(name for attacks in every for name in attacks)
+        runs = (run for method in self.methods for run in method.runs)
+        names = dict.fromkeys(name for run in runs for name in run.evaluation["attacks"])
         return sorted(names, key=lambda name: name == UNION)
 
     @property
@@ -80,6 +83,11 @@ class Comparable(NamedTuple):
         """The methods under each attack, attack by attack, where there are results."""
         every = [method.under(attack) for attack in self.attacks for method in self.methods]
         return [method for method in every if method.runs]
+
+    @property
+    def calibrated(self) -> list[Method]:
+        """Those of them whose confidence is known, in every run."""
+        return [m for m in self.attacked if all("calibration" in r for r in m.results)]
 
     @property
     def main_attack(self) -> str:
@@ -108,22 +116,20 @@ def comparable(runs: Sequence[Run], arms: Mapping[str, str] | None = None) -> li
       arms: names of methods, each with the fields that make it, as in `config.study.arms`; a
         run has the name of the one that says most about it, and runs of none are left out.
 
-    Raises:
-      UsageError: a method has two runs of one seed, no run is of an arm, or runs differ in a
-        field that no arm sets.
+    Raises a `UsageError` if a method has two runs of one seed, no run is of an arm, or runs differ
+    in a field that no arm sets.
     """
     fields = arm_fields(arms or {})
     if fields:
         runs = [run for run in runs if run.foreign_name or arm(run.config, fields)]
         _require_arms(runs, fields)
-    sets = defaultdict(list)
+    sets, found = defaultdict(list), []
     for run in runs:
         sets[json.dumps(_identity(run))].append(run)
     titles = [_title(members[0].evaluation) for members in sets.values()]
-    found = []
-    for number, (title, members) in enumerate(zip(titles, sets.values(), strict=True), start=1):
-        if titles.count(title) > 1:
-            title += f" ({titles[:number].count(title)})"
+    for number, members in enumerate(sets.values()):
+        title, earlier = titles[number], titles[:number]
+        title += f" ({1 + earlier.count(title)})" if titles.count(title) > 1 else ""
         classes = members[0].evaluation["classes"]
         found.append(Comparable(title, classes, _methods(members, fields)))
     return found
@@ -161,14 +167,13 @@ def _methods(runs: Sequence[Run], arms: Arms) -> list[Method]:
         if run.foreign_name:
             label = f"{run.foreign_name} (foreign)"
         else:
-            label = arm(run.config, arms) or _label(_settings(run), trained)
-        label = label or _members_of(run)
+            told_apart = arm(run.config, arms) or _label(_settings(run), trained)
+            label = told_apart or _members_of(run)
         seed, draw = run.config["seed"], run.config.get("data.draw")
         other = methods[label].setdefault((seed, draw), run)
         if other is not run:
-            raise UsageError(
-                f"{other.path} and {run.path} are both {seed=} of {label}; report one of them"
-            )
+            both = f"{other.path} and {run.path} are both {seed=} of {label}"
+            raise UsageError(f"{both}; report one of them")
     return [Method(label, list(members.values())) for label, members in methods.items()]
 
 
@@ -218,7 +223,6 @@ def _require_arms(runs: Sequence[Run], arms: Arms) -> None:
         for field, value in settings.items():
             first, other = known.setdefault((field, _member(settings, field)), (value, run))
             if first != value and field not in chosen:
-                raise UsageError(
-                    f"{other.path} has {field}={first}, {run.path} has {value}, and no arm of "
-                    "the study sets it; report runs that differ in their arms only"
-                )
+                differing = f"{other.path} has {field}={first}, {run.path} has {value}"
+                remedy = "report runs that differ in their arms only"
+                raise UsageError(f"{differing}, and no arm of the study sets it; {remedy}")

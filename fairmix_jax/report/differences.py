@@ -69,16 +69,12 @@ def checked_predictions(runs: Comparable, study: Mapping[str, Any]) -> list[Chec
     Methods are labelled with the arms of the study. Runs are paired by seed, and need the verdicts
     on the same images. How far runs differ is estimated from all methods of the set together, see
     `paired.pooled_noise`. One run a method says nothing of methods, and leaves a prediction
-    unanswered.
-
-    Raises:
-      UsageError: as in `predictions.parse`, or an easy or hard class is none of the data's.
+    unanswered. Raises a `UsageError` as `predictions.parse` and `class_numbers` do.
     """
-    stated = predictions.parse(study) if study else []
-    found = [_checked(one, runs, study) for one in stated]
+    found = [_checked(one, runs, study) for one in (predictions.parse(study) if study else ())]
     if all(one.difference is None for one in found):
         return []
-    adjusted = paired.holm([1.0 if f.difference is None else f.difference.p_value for f in found])
+    adjusted = paired.holm([f.difference.p_value if f.difference else 1.0 for f in found])
     return [one._replace(adjusted=p) for one, p in zip(found, adjusted, strict=True)]
 
 
@@ -89,13 +85,10 @@ def _checked(one: Prediction, runs: Comparable, study: Mapping[str, Any]) -> Che
     else:
         statistic = metrics.STATISTICS[one.statistic]
     methods = {method.label: method.under(one.attack) for method in runs.methods}
-    arms = [methods[arm] for arm in one.arms if arm in methods]
-    seeds = _shared_seeds(arms)
-    unanswered = CheckedPrediction(one, len(seeds))
-    if len(arms) < len(one.arms) or len(seeds) < 2:
-        return unanswered
+    seeds = _shared_seeds([methods[arm] for arm in one.arms if arm in methods])
     verdicts = _verdicts([m for m in methods.values() if set(seeds) <= set(m.seeds)], seeds)
-    if not verdicts.keys() >= set(one.arms):
+    unanswered = CheckedPrediction(one, len(seeds))
+    if len(seeds) < 2 or not verdicts.keys() >= set(one.arms):
         return unanswered
     noise = paired.pooled_noise(list(verdicts.values()), statistic)
     chosen = [verdicts[arm] for arm in one.arms]
@@ -120,9 +113,6 @@ def _verdicts(methods: Sequence[Method], seeds: Sequence[int]) -> dict[str, Clas
 
 def table(rows: Sequence[AgainstFirst], *, is_aside: bool) -> Table:
     """Returns `rows`, at least one, as a table; with `is_aside` it refers to the predictions'."""
-    header = ["attack", "method", "seeds"]
-    for name in rows[0].differences:
-        header += [name.replace("_", " "), "p"]
     caption = (
         f"Differences to {rows[0].baseline} on the same images, with runs paired by seed: points "
         "of accuracy with [95 % intervals], extremes as observed. p is adjusted for all "
@@ -132,10 +122,13 @@ def table(rows: Sequence[AgainstFirst], *, is_aside: bool) -> Table:
         caption += " With one seed it compares two networks, not two methods."
     if is_aside:
         caption += " It explores; what the study predicted has a table of its own."
+    header = ["attack", "method", "seeds"]
     lines = [[row.attack, row.method, str(row.seeds)] for row in rows]
-    for line, row in zip(lines, rows, strict=True):
-        for name, found in row.differences.items():
-            line += [interval(found.interval, sign="+"), probability(row.adjusted[name])]
+    for name in rows[0].differences:
+        header += [name.replace("_", " "), "p"]
+        for line, row in zip(lines, rows, strict=True):
+            found = interval(row.differences[name].interval, sign="+")
+            line += [found, probability(row.adjusted[name])]
     return Table(caption, header, lines)
 
 

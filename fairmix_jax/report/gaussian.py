@@ -87,13 +87,11 @@ def _tested(run: Run) -> dict[str, float]:
     attacks = run.evaluation["attacks"]
     steps = {int(name[3:]): name for name in attacks if re.fullmatch(r"pgd\d+", name)}
     if "clean" not in attacks or not steps:
-        raise UsageError(
-            f"{run.path} was evaluated with {', '.join(attacks)}; this report needs clean and a PGD"
-        )
-    results = [attacks[name] for name in ("clean", steps[max(steps)])]
-    accuracies = [np.divide(r["class_correct"], r["class_total"]) for r in results]
-    clean, attacked = (float(minus - plus) for minus, plus in accuracies)
-    return {"natural_test": clean, "adversarial_test": attacked}
+        given = f"{run.path} was evaluated with {', '.join(attacks)}"
+        raise UsageError(f"{given}; this report needs clean and a PGD")
+    found = {"natural_test": attacks["clean"], "adversarial_test": attacks[steps[max(steps)]]}
+    accuracies = {k: np.divide(r["class_correct"], r["class_total"]) for k, r in found.items()}
+    return {name: float(minus - plus) for name, (minus, plus) in accuracies.items()}
 
 
 def _predicted(setting: Any, num_samples: float) -> dict[str, float]:
@@ -105,20 +103,17 @@ def _predicted(setting: Any, num_samples: float) -> dict[str, float]:
         bias = surrogates.logistic_bias(*model, s=s, weight_decay=setting.weight_decay)[1]
     else:
         bias = theory.optimal_bias(*model, s=s)
-    clean, attacked = (
-        theory.disparity(bias, setting.separation, setting.ratio, budget=budget)
-        for budget in (0.0, setting.budget)
-    )
-    return {"bias": float(bias), "natural": float(clean), "adversarial": float(attacked)}
+    budgets = {"natural": 0.0, "adversarial": setting.budget}
+    at = bias, setting.separation, setting.ratio
+    found = {risk: float(theory.disparity(*at, budget=of)) for risk, of in budgets.items()}
+    return {"bias": float(bias)} | found
 
 
 def _table(runs: pd.DataFrame) -> Table:
-    header = [
-        "loss", "K", "m", "e", "k", "decay", "seeds", "bias trained", "theory", "D nat trained",
-        "D nat test", "D nat theory", "D adv trained", "D adv test", "D adv theory",
-    ]  # fmt: skip
-    columns = ["bias", "bias_theory", "natural", "natural_test", "natural_theory"]
-    columns += ["adversarial", "adversarial_test", "adversarial_theory"]
+    columns = {"bias trained": "bias", "theory": "bias_theory"}
+    for short, risk in (("D nat", "natural"), ("D adv", "adversarial")):
+        columns |= {f"{short} trained": risk}
+        columns |= {f"{short} {source}": f"{risk}_{source}" for source in ("test", "theory")}
     rows = []
     for _, seeds in runs.groupby(_SETTING, sort=False):
         setting = seeds.iloc[0]
@@ -126,12 +121,13 @@ def _table(runs: pd.DataFrame) -> Table:
         cells = {f"{name}_theory": f"{value:.4f}" for name, value in predicted.items()}
         cells |= seeds.drop(columns=_SETTING).apply(_cell).to_dict()
         numbers = [*(f"{setting[name]:g}" for name in _SETTING[1:]), str(len(seeds))]
-        rows.append([_LABELS[setting.loss], *numbers, *(cells[name] for name in columns)])
+        rows.append([_LABELS[setting.loss], *numbers, *(cells[name] for name in columns.values())])
     caption = (
         "adversarial training on k-sample averages of one class; D = risk(+) - risk(-), mean ± "
         "95 % t interval over seeds; trained: exactly from the weights; test: clean and PGD; "
         "theory: the population optimum, of the 0-1 loss for its smooth version"
     )
+    header = ["loss", "K", "m", "e", "k", "decay", "seeds", *columns]
     return Table(caption, header, rows)
 
 

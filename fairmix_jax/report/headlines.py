@@ -1,4 +1,4 @@
-"""The headline numbers of each method under each attack, with intervals."""
+"""The headline numbers of each method under each attack, as a table and in words."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,12 @@ import numpy as np
 
 from fairmix_jax.classwise import metrics
 from fairmix_jax.report.comparable import Comparable, Method
+from fairmix_jax.report.differences import AgainstFirst
 from fairmix_jax.report.tables import interval, percent
 from fairmix_jax.runtime.tables import MISSING, Table
 
 _SHORT = ("attack", "method", "average", "overall", "worst class")
+_FEW = 3
 
 
 def headlines(runs: Comparable) -> list[dict[str, Any]]:
@@ -67,8 +69,7 @@ def _boundary_error(method: Method) -> float:
 
 def table(runs: Comparable, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Returns the rows of `headlines` as a table."""
-    totals = [r["class_total"] for m in runs.attacked for r in m.results]
-    overall = [] if all(map(metrics.is_balanced, totals)) else ["overall"]
+    overall = [] if all(method.is_balanced for method in runs.attacked) else ["overall"]
     header = [
         "attack", "method", "seeds", "average", *overall, "worst class", "corrected",
         f"worst {metrics.worst_count(len(runs.classes))}", "gap", "corrected gap", "NSD",
@@ -85,10 +86,8 @@ def table(runs: Comparable, rows: Sequence[Mapping[str, Any]]) -> Table:
         f"over {runs.methods[0].label}."
     )
     for method in runs.attacked:
-        if lost := set(map(metrics.non_finite, method.results)) - {""}:
-            caption += (
-                f" Not finite under {method.attack}, {method.label}: {'; '.join(sorted(lost))}."
-            )
+        if lost := "; ".join(sorted(set(map(metrics.non_finite, method.results)) - {""})):
+            caption += f" Not finite under {method.attack}, {method.label}: {lost}."
     lines = []
     for row in rows:
         attack, method, seeds = row["attack"], row["method"], row["seeds"]
@@ -113,3 +112,61 @@ def short(runs: Comparable, whole: Table) -> Table:
     columns = [whole.header.index(name) for name in _SHORT if name in whole.header]
     header, *rows = [[row[column] for column in columns] for row in (whole.header, *whole.rows)]
     return Table(f"{runs.title}, accuracy in %", header, rows)
+
+
+def outcome(
+    runs: Comparable, rows: Sequence[Mapping[str, Any]], compared: Sequence[AgainstFirst]
+) -> str:
+    """Returns how good the first method is under the main attack, and whether others are better.
+
+    A method is better or worse if the difference in the worst class is significant, p < 0.05 after
+    Holm's adjustment. `rows` are `headlines`, `compared` all differences of the set.
+    """
+    attack, first = runs.main_attack, runs.methods[0].label
+    (row,) = (row for row in rows if (row["attack"], row["method"]) == (attack, first))
+    where = "Without an attack" if attack == "clean" else f"Under {attack}"
+    if not row["seeds"]:
+        return f"{where} '{first}' was not evaluated."
+    plain, name = row["plain"], f"'{first}'" if len(runs.methods) > 1 else "the model"
+    method = runs.methods[0].under(attack)
+    means = method.accuracies.mean(axis=0)
+    tied = np.count_nonzero(means == np.nanmin(means)) - 1
+    worst = row["worst_name"] + (f" (and {tied} more)" if tied else "")
+    average = f", {percent(plain['average'])} % on average over classes"
+    said = (
+        f"{where} {name} classifies {percent(plain['overall'])} % of the test images correctly"
+        f"{'' if method.is_balanced else average}, and {percent(plain['worst_class'])} % of its "
+        f"worst class, {worst}."
+    )
+    pairs = [pair for pair in compared if pair.attack == attack]
+    return f"{said} {_against(pairs)}" if pairs else said
+
+
+def _against(pairs: Sequence[AgainstFirst]) -> str:
+    """Says which methods have a better or a worse worst class than the first one."""
+    is_one = any(pair.seeds == 1 for pair in pairs)
+    end = "; with one seed this compares networks, not methods." if is_one else "."
+    significant = [pair for pair in pairs if pair.adjusted["worst_class"] < 0.05]
+    if len(pairs) == 1:
+        found, p = pairs[0].differences["worst_class"].interval, pairs[0].adjusted["worst_class"]
+        low, estimate, high = (percent(number, "+") for number in found)
+        return (
+            f"'{pairs[0].method}' changes the worst class by {estimate} points [{low}, {high}], "
+            f"which is {'significant' if significant else 'not significant'} "
+            f"(p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}){end}"
+        )
+    gains = {pair.method: pair.differences["worst_class"].interval.estimate for pair in significant}
+    better = [method for method, gain in gains.items() if gain > 0]
+    worse = [method for method, gain in gains.items() if gain <= 0]
+    return (
+        f"Of the {len(pairs)} methods compared with it, {_named(better)} a significantly better "
+        f"worst class, and {_named(worse)} a significantly worse one{end}"
+    )
+
+
+def _named(methods: Sequence[str]) -> str:
+    if not methods:
+        return "no method has"
+    verb = "has" if len(methods) == 1 else "have"
+    names = " and ".join(f"'{method}'" for method in methods)
+    return f"{names} {verb}" if len(methods) <= _FEW else f"{len(methods)} have"

@@ -20,25 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from fairmix_jax.report.runs import Arms, arm, arm_fields, content
+from fairmix_jax.runtime import json_files
 from fairmix_jax.runtime.errors import UsageError, exits_on_usage_error
-from fairmix_jax.runtime.json_files import (
-    FILES,
-    PACK,
-    dumps,
-    flatten,
-    read_lines,
-    write_bytes,
-    write_text,
-)
+from fairmix_jax.runtime.json_files import PACK
 
 
 def pack(study: Path, target: Path) -> None:
     """Writes `target/runs.jsonl`, and the table and the pictures of the report to `target/report`.
 
-    The study is the folder of a sweep or of a single run; the target is made if need be.
-
-    Raises:
-      UsageError: there is no run in `study`, `target` lies in it, or a file of it is damaged.
+    The study is the folder of a sweep or of a single run; the target is made if need be. Raises a
+    `UsageError` if there is no run in `study`, `target` lies in it, or a file of it is damaged.
     """
     own = content(study)
     members = list(own.get("sweep", {}).get("members", {}))
@@ -52,44 +43,40 @@ def pack(study: Path, target: Path) -> None:
     names = {folder: _name(folder, held["config"], arms) for folder, held in found.items()}
     if len({*names.values()}) < len(names):  # the sweep varies more than the arms say
         names = {folder: _name(folder, held["config"], {}) for folder, held in found.items()}
-    used = Counter()
-    lines = [{"name": "", "folder": ""} | own]
-    for folder, held in found.items():
-        name = names[folder]
-        used[name] += 1
-        name += (
-            f"-{used[name]}" if used[name] > 1 else ""
-        )  # folders differ in what names may not say
-        lines.append({"name": name, "folder": folder} | held)
-    write_text(target / PACK, "".join(dumps(line) + "\n" for line in lines))
+    used, lines = Counter(), [{"name": "", "folder": ""} | own]
+    for folder, name in names.items():
+        used[name] += 1  # folders may differ in what names do not say
+        number = f"-{used[name]}" if used[name] > 1 else ""
+        lines.append({"name": name + number, "folder": folder} | found[folder])
+    json_files.write_text(target / PACK, "".join(json_files.dumps(line) + "\n" for line in lines))
     _copy_report(study, target)
 
 
 def unpack(packed: Path, target: Path) -> None:
     """Writes the folders of a packed study as they were, byte for byte, over files of the target.
 
-    Raises:
-      UsageError: there is no pack.
+    Raises a `UsageError` if there is no pack.
     """
     if not (packed / PACK).is_file():
         raise UsageError(f"there is no {packed / PACK}; give the folder of a packed study")
-    for line in read_lines(packed / PACK):
+    for line in json_files.read_lines(packed / PACK):
         folder = target / line["folder"]
         if not folder.resolve().is_relative_to(target.resolve()):
             raise UsageError(f"{packed / PACK} names folder={line['folder']!r} outside of {target}")
-        for name in FILES:
+        for name in json_files.FILES:
             held = line.get(Path(name).stem)
             if isinstance(held, list):
-                write_text(folder / name, "".join(dumps(entry) + "\n" for entry in held))
+                lines = (json_files.dumps(entry) + "\n" for entry in held)
+                json_files.write_text(folder / name, "".join(lines))
             elif held is not None:
-                write_text(folder / name, dumps(held, indent=2) + "\n")
+                json_files.write_text(folder / name, json_files.dumps(held, indent=2) + "\n")
     _copy_report(packed, target)
 
 
 def _copy_report(source: Path, target: Path) -> None:
     report = source / "report"
     for file in (*report.glob("table.md"), *report.glob("*.png")):
-        write_bytes(target / "report" / file.name, file.read_bytes())
+        json_files.write_bytes(target / "report" / file.name, file.read_bytes())
 
 
 def _name(folder: str, config: Mapping[str, Any], arms: Arms) -> str:
@@ -97,14 +84,10 @@ def _name(folder: str, config: Mapping[str, Any], arms: Arms) -> str:
 
     The values of `optim.learning_rate=0.1,mixing.name=none,seed=0` are `learning_rate0.1_none`.
     """
-    known = dict(flatten(dict(config)))
-    method = arm(known, arms)
-    if not method:
-        found = [part.partition("=") for part in folder.split(",") if not part.startswith("seed=")]
-        method = "_".join(
-            value if field.endswith(".name") else f"{field.rpartition('.')[2]}{value}"
-            for field, _, value in found
-        )
+    known = dict(json_files.flatten(dict(config)))
+    varied = [part for part in folder.split(",") if not part.startswith("seed=")]
+    values = [re.sub(r"^([^=]*\.name=|[^=]*\.)", "", part) for part in varied]
+    method = arm(known, arms) or "_".join(values)
     plain = re.sub(r"[^\w.-]+", "_", method.replace("=", "")).strip("_")
     return f"{plain}/seed{known['seed']}" if plain else f"seed{known['seed']}"
 

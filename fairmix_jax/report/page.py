@@ -58,16 +58,13 @@ def draw(output: Path, panels: Sequence[Panel]) -> None:
     for old in (file for name in _DRAWN for file in output.glob(f"{name}*.png")):
         old.unlink()
     for number, panel in enumerate(panels):
-        runs, attack = panel.runs, panel.runs.main_attack
-        specs = _specs([method.label for method in runs.methods], runs.classes)
+        runs, attack, specs = panel.runs, panel.runs.main_attack, _specs(panel.runs)
         for name in _DRAWN:
             rows, title = panel.rows[name], runs.title
             if name not in ("training", "survivors"):
                 title += f", {attack}"
-                rows = [row | {"kind": "attack"} for row in rows if row["attack"] == attack]
-            if name == "classes" and attack != "clean":
-                clean = (row for row in panel.rows[name] if row["attack"] == "clean")
-                rows = [row | {"kind": "clean"} for row in clean] + rows
+                kinds = ({"clean": "clean"} if name == "classes" else {}) | {attack: "attack"}
+                rows = [r | {"kind": kinds[r["attack"]]} for r in rows if r["attack"] in kinds]
             if rows:
                 spec = specs[name]
                 heading = {"text": title, "subtitle": textwrap.wrap(spec["description"], 110)}
@@ -88,7 +85,7 @@ def _data(panels: Sequence[Panel]) -> list[dict[str, Any]]:
         found.append({
             "title": runs.title, "methods": methods, "colours": _colours(len(methods)),
             "classes": runs.classes, "attacks": runs.attacks, "main_attack": runs.main_attack,
-            "specs": _specs(methods, runs.classes),
+            "specs": _specs(runs),
             "rows": dict(panel.rows) | {"examples": examples},
             "left_off": len(panel.rows["examples"]) - len(examples),
         })  # fmt: skip
@@ -100,8 +97,8 @@ def _settings(runs: Comparable) -> tuple[dict[str, str], list[str]]:
     own = [run.config for m in runs.methods for run in m.runs if not run.foreign_name]
     fields = sorted({field for config in own for field in config})
     shared = [f for f in fields if all(c.get(f) == own[0].get(f) for c in own)]
-    common = {field: json.dumps(own[0].get(field)) for field in shared}
-    return common, [field for field in fields if field not in shared]
+    differing = [field for field in fields if field not in shared]
+    return {field: json.dumps(own[0].get(field)) for field in shared}, differing
 
 
 def _provenance(run: Run) -> list[tuple[str, str, dict[str, Any]]]:
@@ -114,34 +111,29 @@ def _provenance(run: Run) -> list[tuple[str, str, dict[str, Any]]]:
     ]
 
 
-def _specs(methods: Sequence[str], classes: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _specs(runs: Comparable) -> dict[str, dict[str, Any]]:
     """The chart of each section, by its name.
 
-    Methods and classes are given by their names, in their order; a method has the same colour in
-    all charts, and a legend says whose it is where there are several. The `description` of a chart
-    says in words what it shows.
+    A method has the same colour in all charts, and a legend says whose it is where there are
+    several. The `description` of a chart says in words what it shows.
     """
-    number, names, ordered = len(classes), list(methods), {"sort": list(classes)}
+    names, number = [method.label for method in runs.methods], len(runs.classes)
+    ordered = {"sort": runs.classes}
     legend = {"orient": "bottom", "columns": 5} if number <= 20 else None
     of_methods = _CHARTS["legend"] if len(names) > 1 else None
+    colours = {"domain": names, "range": _colours(len(names))}
     scheme = {"scheme": "tableau10" if number <= 10 else "tableau20"}
-    # for each channel and the field that it shows
-    added: dict[tuple[str, str], dict[str, Any]] = {
-        ("color", "method"): {
-            "type": "nominal", "scale": {"domain": names, "range": _colours(len(names))},
-            "legend": of_methods,
-        },
+    below = {"labelAngle": 0 if number <= 10 else -60, "labelOverlap": False}
+    above = {"labelAngle": -45 if number > 4 else 0, "orient": "top"}
+    added: dict[tuple[str, str], dict[str, Any]] = {  # by channel and the field that it shows
+        ("color", "method"): {"type": "nominal", "scale": colours, "legend": of_methods},
         ("shape", "method"): {"scale": {"domain": names}, "legend": of_methods},
         ("xOffset", "method"): {"sort": names},
-        ("x", "class"): ordered | {
-            "axis": {"labelAngle": 0 if number <= 10 else -60, "labelOverlap": False}
-        },
-        ("x", "predicted"): ordered | {
-            "axis": {"labelAngle": -45 if number > 4 else 0, "orient": "top"}
-        },
+        ("x", "class"): ordered | {"axis": below},
+        ("x", "predicted"): ordered | {"axis": above},
         ("y", "class"): ordered,
         ("color", "class"): ordered | {"scale": scheme, "legend": legend},
-    }  # fmt: skip
+    }
     sections = _completed(_CHARTS["sections"], added)
     sections["confusion"]["height"] = max(160, min(32 * number + 60, 640))
     if number > 20:

@@ -44,10 +44,7 @@ def find(path: Path) -> list[Run]:
     """Returns the evaluated runs in a folder or anywhere below it, those of grids in their order.
 
     Links are followed. The path of a packed run is its name in the pack, below the folder of the
-    study.
-
-    Raises:
-      UsageError: there is none, or a file of one is damaged.
+    study. Raises a `UsageError` if there is no run, or a file of one is damaged.
     """
     order: dict[Path, int] = {}
     found: dict[Path, Run] = {}
@@ -103,10 +100,7 @@ def _run(folder: Path, held: Mapping[str, Any], pack: Path | None = None) -> Run
 
 
 def _agrees(attacks: Mapping[str, Any]) -> bool:
-    """Whether there are attacks, and their counts, averages and verdicts agree.
-
-    Files of earlier versions have no checksum that would show it.
-    """
+    """Whether there are attacks whose counts, averages and verdicts agree, checksum or not."""
     for result in attacks.values():
         total, correct = result["class_total"], result["class_correct"]
         try:
@@ -125,21 +119,16 @@ def content(folder: Path) -> dict[str, Any]:
 
     Keys are the names of `json_files.FILES` without their endings; what is not there is left out.
     All has its checksum, if there is one. For a packed study it is the first line of the pack.
-
-    Raises:
-      UsageError: a file is damaged.
+    Raises a `UsageError` if a file is damaged.
     """
     if (folder / PACK).is_file():
         return json_files.read_lines(folder / PACK)[0]
     found = {}
-    for kind in json_files.FILES:
-        path = folder / kind
-        if path.is_file():
-            lines = path.suffix == ".jsonl"
-            found[path.stem] = (
-                json_files.read_lines(path) if lines
-                else json_files.parsed(path.read_bytes(), kind, str(path))
-            )  # fmt: skip
+    for path in filter(Path.is_file, (folder / kind for kind in json_files.FILES)):
+        if path.suffix == ".jsonl":
+            found[path.stem] = json_files.read_lines(path)
+        else:
+            found[path.stem] = json_files.parsed(path.read_bytes(), path.name, str(path))
     return found
 
 
@@ -147,11 +136,9 @@ def unfinished(paths: Sequence[Path]) -> dict[str, str]:
     """Returns the members of grids in these folders that are not done: how they stand, and why."""
     found = {}
     for path in {path.resolve(): path for path in paths}.values():
-        if (path / PACK).is_file():
-            lines = json_files.read_lines(path / PACK)
-            done = {line["folder"] for line in lines if "evaluation" in line}
-        else:
-            done = {file.parent.name for file in path.glob("*/evaluation.json")}
+        lines = json_files.read_lines(path / PACK) if (path / PACK).is_file() else []
+        done = {line["folder"] for line in lines if "evaluation" in line}
+        done |= {file.parent.name for file in path.glob("*/evaluation.json")}
         for name, state in content(path).get("sweep", {}).get("members", {}).items():
             if state["status"] != "done":
                 found[str(path / name)] = f"{state['status']}: {state.get('error', 'not done')}"

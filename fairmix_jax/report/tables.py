@@ -1,5 +1,6 @@
 """The tables of a report that have a row a class or a method, and how tables write numbers."""
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,8 +27,7 @@ def classes(runs: Comparable, study: Mapping[str, Any]) -> Table:
 def class_numbers(study: Mapping[str, Any], classes: Sequence[str], kind: str) -> list[int]:
     """Returns the numbers of a study's `"easy"` or `"hard"` classes; none if it names none.
 
-    Raises:
-      UsageError: one of them is none of the data's.
+    Raises a `UsageError` if one of them is none of the data's.
     """
     chosen = study.get(f"{kind}_classes", ())
     for name in chosen:
@@ -38,21 +38,18 @@ def class_numbers(study: Mapping[str, Any], classes: Sequence[str], kind: str) -
 
 def confidence(runs: Comparable) -> list[Table]:
     """Returns how much surer each method is than right, where confidence is known."""
-    known = [m for m in runs.attacked if all("calibration" in r for r in m.results)]
-    if not known:
-        return []
-    excess, errors = [], []
-    for method in known:
+    excess, errors = [], ["ECE"]
+    for method in runs.calibrated:
         found = [result["calibration"] for result in method.results]
         sure = np.array([of_run["class_confidence"] for of_run in found], float)
         excess.append((sure - method.accuracies).mean(axis=0))
         errors.append(percent(np.mean([of_run["ece"] for of_run in found])))
-    header, rows = _by_class(runs, known, excess, sign="+")
+    header, rows = _by_class(runs, runs.calibrated, excess, sign="+")
     caption = (
         "Mean confidence less accuracy of each class in points, mean over seeds. Above 0 the "
         "model is surer than it is right. The last row is the expected calibration error in %."
     )
-    return [Table(caption, header, rows, [["ECE", *errors]])]
+    return [Table(caption, header, rows, [errors])] if excess else []
 
 
 def _by_class(
@@ -67,15 +64,14 @@ def _by_class(
 
 def training(runs: Comparable) -> list[Table]:
     """Returns how training ended, of methods whose runs say it."""
-    kinds = {"train": "train", "val_clean": "clean", "val_robust": "robust"}
-    fields = [(kind, name) for kind in kinds for name in ("average", "worst_class", "gap")]
-    header = [f"{kinds[kind]} {name.replace('_', ' ')}" for kind, name in fields]
+    kinds, names = ("train", "val_clean", "val_robust"), ("average", "worst_class", "gap")
+    fields = [f"{kind}/{name}" for kind in kinds for name in names]
+    header = [re.sub("[/_]", " ", field.removeprefix("val_")) for field in fields]
     rows = []
     for method in runs.methods:
         if last := [run.validations[-1] for run in method.runs if run.validations]:
             epochs = "–".join(str(e) for e in sorted({line["epoch"] for line in last}))
-            found = ([line.get(f"{k}/{n}", np.nan) for line in last] for k, n in fields)
-            means = [percent(np.mean(values)) for values in found]
+            means = [percent(np.mean([line.get(f, np.nan) for line in last])) for f in fields]
             rows.append([method.label, str(len(last)), epochs, *means])
     caption = (
         "The end of training: accuracy in %, extremes as observed, mean over seeds. Columns with "
@@ -90,10 +86,9 @@ def ensembles(runs: Comparable) -> list[Table]:
     found = []
     for every in runs.methods:
         for method in map(every.under, runs.attacks):
-            if any("detail" in result for result in method.results):
-                found.append(_broken(method, runs.classes))
-            if any("masking" in result for result in method.results):
-                found.append(_masking(method, runs.classes))
+            for part, table in (("detail", _broken), ("masking", _masking)):
+                if any(part in result for result in method.results):
+                    found.append(table(method, runs.classes))
     return found
 
 
@@ -126,11 +121,9 @@ def _broken(method: Method, classes: Sequence[str]) -> Table:
     ):
         mean = [np.mean([d[field][a] for d in details if a in d[field]]) for a in members]
         footer.append([text, *(f"{m:,.{digits}f}" for m in mean), "", "", ""])
-    notes = [
-        f"{method.attack}, {method.label}: how many of all test images each attack was the first "
-        "to break",
-        *sorted({note for d in details for note in d["notes"]}),
-    ]
+    what = "how many of all test images each attack was the first to break"
+    notes = [f"{method.attack}, {method.label}: {what}"]
+    notes += sorted({note for d in details for note in d["notes"]})
     if lost := sum(d["non_finite"] for d in details):
         notes.append(f"{lost} images have logits that are not finite")
     header = ["class", *members, "robust", "robust %", "pushed into"]

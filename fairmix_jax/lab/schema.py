@@ -47,9 +47,7 @@ class Launch:
     partition: Annotated[
         str, ("pattern", r"[\w.,-]*"), ("form", "names with commas between them, e.g. gpu,short")
     ] = declared("", "Slurm partition of the jobs; empty for the cluster's default")
-    submitit: Literal["", "slurm", "local"] = declared(
-        "", "where submitit runs jobs; empty for Slurm if it is there, else this machine"
-    )
+    submitit: Literal["", "slurm", "local"] = declared("", "submitit's executor; empty to detect")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from conftest import ROOT
 from fairmix_jax.lab import benchmark
 from fairmix_jax.lab.benchmark import timing
 from fairmix_jax.lab.benchmark.subject import INPUT_GRADIENT
-from fairmix_jax.lab.benchmark.throughput_tables import exponents, tables
+from fairmix_jax.lab.benchmark.throughput import exponents, tables
 from fairmix_jax.lab.configs.benchmarks import attack_scaling, attack_throughput
 from fairmix_jax.runtime import cpu
 from fairmix_jax.runtime.errors import UsageError

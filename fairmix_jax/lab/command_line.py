@@ -1,6 +1,7 @@
 """The command line: reads flags, starts a mode, turns errors into exit statuses."""
 
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -57,7 +58,7 @@ def main() -> None:
         if not message:
             raise
     console.show_cursor(True)
-    print(f"{_speaker()}: {printable(message)}", file=sys.stderr)
+    _say(message)
     sys.exit(status)
 
 
@@ -113,7 +114,7 @@ def _keep_programs_in(folder: Path) -> None:
             file.write(bytes(2**16))
     except OSError as error:
         reason = f"--compilation_cache={str(folder)!r} cannot be used ({error.strerror})"
-        print(f"{_speaker()}: {reason}; what is compiled is not kept", file=sys.stderr)
+        _say(f"{reason}; what is compiled is not kept")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -147,21 +148,18 @@ def _with_config(argv: list[str]) -> list[str]:
     A bare name means one of our own configs. Where overrides or a mode need a config and none is
     given, it is that of the workdir.
     """
-    values, arguments = {}, list(argv)
-    for number, argument in enumerate(argv[1:], start=1):
-        flag, equals, value = argument.partition("=")
-        if not equals:
-            value = argv[number + 1] if number + 1 < len(argv) else ""
-        values[flag.lstrip("-")] = value
-        path, colon, variant = value.partition(":")
-        own = configs_folder() / f"{path}.py"
-        if flag.lstrip("-") == "config" and path and not Path(path).exists() and own.exists():
-            place, prefix = (number, f"{flag}=") if equals else (number + 1, "")
-            arguments[place] = f"{prefix}{own}{colon}{variant}"
-    if "config" in values or "workdir" not in values or values.get("mode") == "report":
-        return arguments
-    saved = Path(__file__).with_name("workdir.py")
-    return [argv[0], f"--config={saved}:{values['workdir']}", *arguments[1:]]
+    apart = r"(\0--?(?:config|workdir|mode))\0"  # a flag whose value is the argument after it
+    program, *arguments = re.sub(apart, r"\1=", "\0".join(argv)).split("\0")
+    given = dict(argument.lstrip("-").split("=", 1) for argument in arguments if "=" in argument)
+    path, colon, variant = given.get("config", "").partition(":")
+    own = configs_folder() / f"{path}.py"
+    if path and not Path(path).exists() and own.exists():
+        full = f"--config={own}{colon}{variant}"
+        arguments = [full if a.lstrip("-").startswith("config=") else a for a in arguments]
+    elif "config" not in given and "workdir" in given and given.get("mode") != "report":
+        saved = Path(__file__).with_name("workdir.py")
+        arguments.insert(0, f"--config={saved}:{given['workdir']}")
+    return [program, *arguments]
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -194,13 +192,13 @@ def _abandon(error: Exception) -> NoReturn:
     is_of_devices = isinstance(error, jax.errors.JaxRuntimeError)
     lost = "another process is gone, or a device failed: " if is_of_devices else ""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    print(f"{_speaker()}: {lost}{reason}; run the same command to go on", file=sys.stderr)
-    sys.stderr.flush()
+    _say(f"{lost}{reason}; run the same command to go on")
     os._exit(errors.EXIT_FAILED)
 
 
-def _speaker() -> str:
+def _say(message: str) -> None:
+    """Prints a line to stderr that names the program, and which of several processes it is."""
     name = Path(sys.argv[0]).name
-    if not processes.is_joined():
-        return name
-    return f"{name}, process {jax.process_index()} of {jax.process_count()}"
+    if processes.is_joined():
+        name += f", process {jax.process_index()} of {jax.process_count()}"
+    print(f"{name}: {printable(message)}", file=sys.stderr, flush=True)

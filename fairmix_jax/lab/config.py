@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_dict
 from fairmix_jax.classwise import attack_names, predictions
 from fairmix_jax.lab import schema
 from fairmix_jax.runtime import declared, field_texts, registry
-from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.runtime.errors import UsageError, refused
 from fairmix_jax.runtime.registry import AXES
 from fairmix_jax.training.settings import Member
 
@@ -84,21 +84,20 @@ def check(config: ConfigDict) -> None:
         registry.load("models", found.model.name)(2, **found.model.arguments)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    _check_evaluation(found)
+    attack_names.parse(found.evaluate.attacks)
+    predictions.parse(vars(found.study))
     _check_batch(found)
-    _check_lengths(found)
-    grace, every = found.launch.asha_grace_epochs, found.validation.every_epochs
-    if grace and not (found.data.val_fraction and every <= grace < found.total_epochs):
-        raise UsageError(
-            f"launch.asha_grace_epochs={grace} needs data.val_fraction > 0 and more epochs than "
-            f"that (total_epochs={found.total_epochs}), one of them validated by then "
-            f"(validation.every_epochs={every}); give 0 for none"
-        )
+    _check_together(found)
 
 
-def _check_lengths(found: schema.Config) -> None:
-    """Tuples and mixtures fit what they belong to."""
+def _check_together(found: schema.Config) -> None:
+    """Fields of which one says what another may be."""
     mixing, optim = found.mixing, found.optim
+    if found.evaluate.weights == "best" and found.data.val_fraction == 0:
+        raise UsageError(
+            "evaluate.weights='best' needs a validation split; "
+            "set data.val_fraction above 0 or evaluate.weights=last"
+        )
     if mixing.num_samples > found.batch_size:
         raise UsageError(
             f"mixing.num_samples={mixing.num_samples} is above batch_size={found.batch_size}; give "
@@ -111,6 +110,13 @@ def _check_lengths(found: schema.Config) -> None:
         )
     if mixing.weights and abs(sum(mixing.weights) - 1) > 1e-6:
         raise UsageError(f"mixing.weights={mixing.weights} is not of sum 1; give e.g. (0.5, 0.5)")
+    grace, every = found.launch.asha_grace_epochs, found.validation.every_epochs
+    if grace and not (found.data.val_fraction and every <= grace < found.total_epochs):
+        raise UsageError(
+            f"launch.asha_grace_epochs={grace} needs data.val_fraction > 0 and more epochs than "
+            f"that (total_epochs={found.total_epochs}), one of them validated by then "
+            f"(validation.every_epochs={every}); give 0 for none"
+        )
 
 
 def _check_batch(found: schema.Config) -> None:
@@ -137,17 +143,6 @@ def norm_groups(found: schema.Config) -> int:
     return int(groups) if groups.isdecimal() else 1
 
 
-def _check_evaluation(found: schema.Config) -> None:
-    given = found.evaluate
-    attack_names.parse(given.attacks)
-    predictions.parse(vars(found.study))
-    if given.weights == "best" and found.data.val_fraction == 0:
-        raise UsageError(
-            "evaluate.weights='best' needs a validation split; "
-            "set data.val_fraction above 0 or evaluate.weights=last"
-        )
-
-
 def get(config: ConfigDict, field: str) -> Any:
     """Returns the value of a dotted field name; that there is no such field is a `UsageError`."""
     value = config
@@ -165,11 +160,8 @@ def override(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
         given = f"sweep: {field}={declared.shown(value)}"
         if isinstance(get(run, field), ConfigDict):
             raise UsageError(f"{given} is a section; set a field of it")
-        try:
+        with refused(f"{given} has the wrong type", "give one like its default"):
             run.update_from_flattened_dict({field: value})
-        except (TypeError, ValueError, ArithmeticError) as error:
-            reason = " ".join(str(error).split())
-            raise UsageError(f"{given} has the wrong type: {reason}") from error
     run.sweep = ""
     run.study = {name: type(value)() for name, value in run.study.items()}
     check(run)

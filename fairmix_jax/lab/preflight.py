@@ -14,7 +14,7 @@ from fairmix_jax import data, export
 from fairmix_jax.classwise import attack_names, predictions
 from fairmix_jax.data import Dataset, batches
 from fairmix_jax.lab import config as config_lib
-from fairmix_jax.lab import earlier, evaluate_run, workdir
+from fairmix_jax.lab import evaluate_run, workdir
 from fairmix_jax.lab.schema import Config, as_plain
 from fairmix_jax.report.comparable import comparable
 from fairmix_jax.report.runs import Run
@@ -57,7 +57,13 @@ def task_of(config: ConfigDict, directory: Path, with_training: bool, load: Load
     if not with_training:
         evaluate_run.load_weights(directory, given.weights, task)
     elif not is_trained(directory):
-        _require_trainable(settings, task, directory)
+        loop.devices(settings)
+        parts = functools.partial(assembly.assemble, settings, task, total_steps=1)
+        with contextlib.suppress(TypeError):  # of a member that asks for values, which training has
+            jax.eval_shape(lambda key: parts(key=key).initial_state, jax.random.key(0))
+        states = directory / "checkpoints" / "state"
+        if not processes.from_main(lambda: any(states.glob("[0-9]*"))):
+            assembly.hot_start(settings, task)
     return task
 
 
@@ -73,7 +79,7 @@ def is_done(settings: Config, directory: Path) -> bool:
     """
     has_own = processes.from_main((directory / "checkpoints").exists)
     is_whole = not has_own or processes.from_main(functools.partial(export.is_whole, directory))
-    is_evaluated = earlier.has_all(
+    is_evaluated = evaluate_run.has_all(
         directory, *map(as_plain, (settings.evaluate, settings.calibration))
     )
     return is_trained(directory) and is_evaluated and is_whole
@@ -93,21 +99,6 @@ def _require_fitting(settings: Config) -> None:
             "report='gaussian' needs data.name=gaussian, model.name=linear, a base.loss, and clean "
             "and a PGD in evaluate.attacks; or give report=classes"
         )
-
-
-def _require_trainable(settings: Config, task: Task, directory: Path) -> None:
-    loop.devices(settings)
-    parts = functools.partial(assembly.assemble, settings, task, total_steps=1)
-    with contextlib.suppress(TypeError):  # of a member that asks for values, which training has
-        jax.eval_shape(lambda key: parts(key=key).initial_state, jax.random.key(0))
-    if settings.evaluate.weights == "best" and not len(task.validation.labels):
-        raise UsageError(
-            f"data.val_fraction={settings.data.val_fraction} leaves no image to validate with; "
-            "raise it or give evaluate.weights=last"
-        )
-    states = directory / "checkpoints" / "state"
-    if not processes.from_main(lambda: any(states.glob("[0-9]*"))):
-        assembly.hot_start(settings, task)
 
 
 def remembering() -> Load:
@@ -139,7 +130,12 @@ def of_sweep(
                     for kind in ("easy", "hard"):
                         class_numbers(config.study, task.dataset.class_names, kind)
             seen.add(alike)
-            sound.append(_to_come(directory / name, plain))
+            threat, given = plain["attack"], plain["evaluate"]
+            evaluation = {  # as the report will see it, but for the results
+                "dataset": plain["data"]["name"], "classes": [], "attacks": {}, "threat": threat,
+                "weights": given["weights"], "settings": given,
+            }  # fmt: skip
+            sound.append(Run(directory / name, dict(flatten(plain)), evaluation, {}))
         except Exception as error:  # whatever it is, the other runs are not to blame
             wrong[name] = error
     if all(isinstance(wrong.get(name), UsageError) for name, _ in runs):
@@ -162,13 +158,3 @@ def _require_study(config: ConfigDict, with_training: bool) -> None:
                 f"study.predictions: {prediction.attack!r} of {prediction.name} is not among "
                 f"evaluate.attacks={config.evaluate.attacks!r}; add it there"
             )
-
-
-def _to_come(path: Path, plain: dict[str, Any]) -> Run:
-    """A run as its report will see it, but for its results."""
-    threat, evaluate = plain["attack"], plain["evaluate"]
-    evaluation = {
-        "dataset": plain["data"]["name"], "classes": [], "attacks": {}, "threat": threat,
-        "weights": evaluate["weights"], "settings": evaluate,
-    }  # fmt: skip
-    return Run(path, dict(flatten(plain)), evaluation, {})

@@ -15,9 +15,7 @@ class Benchmark:
 
     rounds: Count = declared(15, "number of rounds, each of which times everything once")
     steps: Count = declared(1, "number of training steps in each round")
-    attacks: str = declared(
-        "", "attacks to time, e.g. `pgd20,apgd100,fab-t50,square200,autoattack`"
-    )
+    attacks: str = declared("", "attacks to time, e.g. `pgd20,apgd100,fab-t50,autoattack`")
     bases: str = declared("", "bases whose training steps to time, e.g. `standard,pgd_at,trades`")
     peers: bool = declared(False, "whether to time other installed libraries as well")
     exponents: bool = declared(False, "whether to fit growth of cost in steps, images, parameters")
@@ -43,28 +41,20 @@ class Launch:
     gpus: Natural = declared(0, "number of GPUs of each process")
     max_running: Natural = declared(0, "number of runs at a time; 0 for as many as fit")
     max_failures: Natural = declared(3, "how often a run may lose its worker, under Ray")
-    asha_grace_epochs: Natural = declared(
-        0, "epochs after which Ray stops runs that are behind, by ASHA; 0 for never"
-    )
+    asha_grace_epochs: Natural = declared(0, "epochs before ASHA stops runs under Ray; 0 for never")
     asha_reduction: int = declared(3, "ASHA keeps one in this many runs each time", low=2)
-    minutes: int = declared(
-        60, "time limit of a Slurm job in minutes, after which it goes on", low=3
-    )
+    minutes: int = declared(60, "minutes of a Slurm job, after which another goes on", low=3)
     partition: Annotated[
         str, ("pattern", r"[\w.,-]*"), ("form", "names with commas between them, e.g. gpu,short")
     ] = declared("", "Slurm partition of the jobs; empty for the cluster's default")
-    submitit: Literal["", "slurm", "local"] = declared(
-        "", "where submitit runs jobs; empty for Slurm if it is there, else this machine"
-    )
+    submitit: Literal["", "slurm", "local"] = declared("", "submitit's executor; empty to detect")
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
     """The arms and predictions of a sweep, see `classwise.predictions`; its report answers."""
 
-    arms: Mapping[str, str] = declared(
-        {}, "methods to compare: `{name: 'field=value field=value'}`"
-    )
+    arms: Mapping[str, str] = declared({}, "methods to compare: `{name: 'field=value ...'}`")
     predictions: tuple[str, ...] = declared((), "what to test, e.g. `P1: gap(pgd20): pairs < none`")
     easy_classes: tuple[str, ...] = declared((), "names of classes that are expected to do well")
     hard_classes: tuple[str, ...] = declared((), "names of classes that are expected to do badly")

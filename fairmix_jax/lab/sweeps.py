@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,8 @@ def run(
     A single run has `directory` to itself; a sweep has one folder a run in it, and the comparison
     of those that are done in `directory/report`. What is trained is not trained again, nor
     evaluated unless told so. A run that fails does not stop the others: `directory/sweep.json`
-    lists it, its traceback is in `error.txt` in its folder, or in `log.txt` if it ran elsewhere,
-    and starting the sweep again tries it again. An engine does the runs elsewhere, see `engines`;
-    without one they are done here, one after another.
+    lists it, and its traceback is in `error.txt` in its folder, or in `log.txt` if an engine did
+    it elsewhere. Starting the sweep again tries it again.
 
     Raises:
       UsageError: the sweep or the single run is not a valid config.
@@ -43,7 +42,7 @@ def run(
     if config.sweep.strip():
         _sweep(config, directory, with_training, engine)
     elif engine is None:
-        _do(config, directory, with_training, partial(_report, config, directory, [directory]))
+        _do(config, directory, with_training)
     else:
         workdir.claim(directory, config)
         name = directory.absolute().name
@@ -104,8 +103,7 @@ def _do_runs(
         try:
             own = config_lib.override(config, changes)
             if load is not None:
-                write = partial(_report, own, folder, [folder], show=False)
-                on_change(name, _do(own, folder, with_training, write, load))
+                on_change(name, _do(own, folder, with_training, load, show=False))
                 continue
             workdir.claim(folder, own)
             is_stopped = states[name]["status"] == "stopped" and config.launch.asha_grace_epochs
@@ -138,8 +136,8 @@ def _time_left(states: Mapping[str, Mapping[str, Any]], number: int) -> str:
 
 
 def _do(
-    config: ConfigDict, path: Path, with_training: bool, write_report: Callable[[], None],
-    load: preflight.Load = data.load,
+    config: ConfigDict, path: Path, with_training: bool, load: preflight.Load = data.load,
+    *, show: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Does a run and returns its entry in `sweep.json`, without seconds if it was done."""
     start = time.monotonic()
@@ -148,7 +146,7 @@ def _do(
         workdir.claim(path, config)
         if task is not None:
             _train_and_evaluate(config_lib.settings(config), task, path, with_training)
-        write_report()
+        _report(config, path, [path], show=show)
     if processes.is_main():
         (path / "error.txt").unlink(missing_ok=True)
     seconds = {"seconds": round(time.monotonic() - start, 1)} if task is not None else {}

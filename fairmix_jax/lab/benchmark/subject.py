@@ -19,10 +19,10 @@ from fairmix_jax.attacks.autoattack import attack_makers, autoattack
 from fairmix_jax.attacks.one_batch import attack_batch
 from fairmix_jax.data import batches
 from fairmix_jax.lab import config as config_lib
-from fairmix_jax.lab.benchmark.steps import training_steps
 from fairmix_jax.models.described import logits_partial
+from fairmix_jax.runtime import sharding
 from fairmix_jax.runtime.errors import UsageError
-from fairmix_jax.training.assembly import hot_start
+from fairmix_jax.training import assembly, loop
 from fairmix_jax.training.task import Task, build
 from fairmix_jax.types import Array, Weights
 
@@ -30,24 +30,15 @@ FORWARD, INPUT_GRADIENT, PARAMETER_GRADIENT = "forward", "input gradient", "para
 MATRIX_PRODUCT, TRAINING_STEP = "matrix product", "training step, "
 PEAK_SIZE = 2048
 _ATTACK = re.compile(r"(pgd|apgd|fab-t|square)(\d+)")
-_STEPWISE: dict[str, tuple[str, str, dict[str, Any]]] = {  # AutoAttack's name, and how it is made
-    "apgd": ("apgd-ce", "num_steps", {}),
-    "fab-t": ("fab-t", "num_steps", {"num_targets": 1}),
-    "square": ("square", "num_queries", {}),
-}
 _HARMLESS = 1e-6  # a radius in which no attack succeeds, so that every example stays to the end
 
 
 class Passes(NamedTuple):
-    """Passes over the batch that cannot be avoided.
-
-    They are forward passes, gradients in the images (a forward and a backward pass), and
-    gradients in the parameters with batch statistics.
-    """
+    """Passes over the batch that cannot be avoided; all zero if they are not known."""
 
     forward: float = 0
-    gradient: float = 0
-    parameter: float = 0
+    gradient: float = 0  # in the images: a forward and a backward pass
+    parameter: float = 0  # gradients in the parameters, with batch statistics
 
 
 _UNKNOWN = Passes()
@@ -55,35 +46,23 @@ _UNKNOWN = Passes()
 
 @dataclass
 class Contender:
-    """Something to time.
+    """Something to time."""
 
-    Attributes:
-      run: does it once and returns what to wait for.
-      passes: those it cannot avoid, all zero if that is not known.
-      facts: what else its entry in `benchmark.json` has; `compile_seconds` and `temporary_bytes`
-        of a single program, and the `robust_images` that an attack left in its last run.
-    """
-
-    run: Callable[[], Any]
+    run: Callable[[], Any]  # does it once and returns what to wait for
     passes: Passes = _UNKNOWN
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)  # what else `benchmark.json` has of it
 
 
 class Subject(NamedTuple):
-    """The `contenders` of one member of the grid: all run on one batch of one network.
-
-    Attributes:
-      logits_fn: the network with these weights, in `evaluate.search_dtype`.
-      threat: a radius at which all examples survive, unless the weights are trained.
-    """
+    """The contenders of one member of the grid: all run on one batch of one network."""
 
     config: ConfigDict
     task: Task
     weights: Weights
-    logits_fn: Partial
+    logits_fn: Partial  # the network with these weights, in `evaluate.search_dtype`
     images: Array
     labels: Array
-    threat: attacks.ThreatModel
+    threat: attacks.ThreatModel  # all examples survive it, unless the weights are trained
     contenders: dict[str, Contender]
 
 
@@ -100,7 +79,7 @@ def subject_of(config: ConfigDict) -> Subject:
                 "square and a number of steps, e.g. pgd20"
             )
     task = build(config_lib.settings(config))
-    trained = hot_start(config_lib.settings(config), task)
+    trained = assembly.hot_start(config_lib.settings(config), task)
     weights = trained or Weights(*task.model.init(jax.random.key(config.seed)))
     logits_fn = logits_partial(task.model.apply, weights, jnp.dtype(config.evaluate.search_dtype))
     split = task.train.take(np.arange(config.batch_size))
@@ -160,9 +139,12 @@ def _attack(subject: Subject, name: str) -> Contender:
     if kind == "pgd":
         attack = partial(attacks.pgd, threat=threat, num_steps=number, step_size=threat.epsilon / 4)
         return _compiled(Passes(gradient=number), attack, *arguments)
-    name, steps_field, options = _STEPWISE[kind]
-    options = {"norm": threat.norm, "bounds": threat.bounds, steps_field: number} | options
-    stepwise = attack_makers()[name](**options)
+    name, options = {
+        "apgd": ("apgd-ce", {"num_steps": number}),
+        "fab-t": ("fab-t", {"num_steps": number, "num_targets": 1}),
+        "square": ("square", {"num_queries": number}),
+    }[kind]
+    stepwise = attack_makers()[name](norm=threat.norm, bounds=threat.bounds, **options)
     forward, gradient = stepwise.passes(num_classes)
     steps = stepwise.num_steps * stepwise.num_runs(num_classes)
     passes = Passes(forward=forward * steps + 1, gradient=gradient * steps)  # 1: clean logits
@@ -171,12 +153,13 @@ def _attack(subject: Subject, name: str) -> Contender:
 
 def _autoattack(subject: Subject) -> Contender:
     """AutoAttack, whose passes depend on the verdicts: those of the last run count."""
-    seed, number = subject.config.seed, len(subject.images)
-    batch = subject.images, subject.labels
-    options: dict[str, Any] = {"threat": subject.threat, "seed": seed, "batch_size": number}
+    number = len(subject.images)
 
     def attack() -> None:
-        report = autoattack(subject.logits_fn, *batch, **options)
+        report = autoattack(
+            subject.logits_fn, subject.images, subject.labels, threat=subject.threat,
+            seed=subject.config.seed, batch_size=number,
+        )  # fmt: skip
         contender.facts["robust_images"] = int(report.robust.sum())
         spent = (report.forward_passes, report.gradient_passes)
         contender.passes = Passes(*(float(passes.sum()) / number for passes in spent))
@@ -187,9 +170,29 @@ def _autoattack(subject: Subject) -> Contender:
 
 def _step(subject: Subject, base: str) -> Contender:
     config = config_lib.override(subject.config, {"base.name": base})
+    known = {"standard": Passes(parameter=1), "pgd_at": Passes(0, config.attack.num_steps, 1)}
     start = time.perf_counter()
     step = training_steps(config, subject.task, 1)
-    seconds, passes = time.perf_counter() - start, _UNKNOWN
-    if base in ("standard", "pgd_at"):
-        passes = Passes(gradient=config.attack.num_steps * (base == "pgd_at"), parameter=1)
-    return Contender(step, passes, {"compile_seconds": seconds})
+    seconds = time.perf_counter() - start
+    return Contender(step, known.get(base, _UNKNOWN), {"compile_seconds": seconds})
+
+
+def training_steps(config: ConfigDict, task: Task, number: int) -> Callable[[], Any]:
+    """Returns a function that runs the next `number` training steps of a config."""
+    size = config.batch_size
+    init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
+    parts = assembly.assemble(config_lib.settings(config), task, total_steps=10**6, key=init_key)
+    state = parts.initial_state
+    feed = batches.feed(task.train, sharding.data_mesh(jax.devices()[:1]))
+    step = loop.compile_step(parts.train_step, state, feed, size, step_key)
+    rows = loop.image_order(order_key, task, parts.rule, batch_size=size)
+    done = 0  # counted here, as in the loop: reading the state would wait for the device
+
+    def steps() -> Any:
+        nonlocal state, done
+        for _ in range(number):
+            state, measured = step(state, feed.take(rows(done, state), size), step_key)
+            done += 1
+        return measured
+
+    return steps

@@ -12,15 +12,10 @@ Name = TypeVar("Name")
 
 
 class Timing(NamedTuple):
-    """The measurements of a contender by `interleaved`, `[rounds]` each.
-
-    Attributes:
-      seconds: its own.
-      ratio: to the mean of the reference just before and just after it.
-    """
+    """The measurements of a contender by `interleaved`, `[rounds]` each."""
 
     seconds: np.ndarray
-    ratio: np.ndarray
+    ratio: np.ndarray  # to the mean of the reference just before and just after it
 
 
 def interleaved(
@@ -28,11 +23,8 @@ def interleaved(
 ) -> dict[Name, Timing]:
     """Times functions, which return what to wait for, in turns between runs of the reference.
 
-    A disturbance that lasts longer than three runs hits both alike and leaves the ratio. A
-    first round, which warms up, is not counted. Whoever is quick is run as often as fits
-    into a third of a second, and its mean taken. The reference is run once more before it is
-    timed, for a contender leaves things behind (threads that still spin, memory given back)
-    that made it a third slower, and the contender look that much faster.
+    A first run, which warms up, is not counted. Whoever is quick is run as often as fits into a
+    third of a second, and its mean taken.
     """
     functions = [reference, *contenders.values()]
     for function in functions:
@@ -40,6 +32,8 @@ def interleaved(
     times = [max(1, int(_BLOCK_SECONDS / _timed(function, 1))) for function in functions]
 
     def settled() -> float:
+        # A contender leaves things behind (threads that still spin, memory given back) that made
+        # the reference a third slower, and the contender look that much faster.
         jax.block_until_ready(reference())
         return _timed(reference, times[0])
 

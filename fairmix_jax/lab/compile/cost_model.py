@@ -1,47 +1,36 @@
 """A formula for the cost of a training step: arithmetic, communication, and how it scales.
 
-A network's forward pass on one image takes `M` multiply-adds in its convolutions and
-products, taps that fall on padding left out, and its other operations give `E` numbers, taken
-for one operation each. Its gradient by the images takes as much again, and so does that by
-the weights. A step of adversarial training with `T` attack steps on `B` images a chip
-therefore takes, in floating point operations,
+A forward pass on one image takes `M` multiply-adds, and its other operations give `E` numbers,
+taken for one operation each. Its gradient by the images takes as much again, and so does that by
+the weights, so a step of PGD-AT with `T` attack steps on `B` images a chip takes
 
-    (2 M + E) (2 T + 3) B - 2 M_0 B,
+    (2 M + E) (2 T + 3) B - 2 M_0 B   operations,
 
 where `M_0` is the part of the layer that reads the image, whose gradient by the image the last
-pass does not need. Mixing, augmentation and the optimizer are left out. Chips tell each other
-the gradient and the batch statistics: 4 bytes for each number.
+pass does not need. Mixing, augmentation and the optimizer are left out.
 """
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-_HOP_SECONDS = 1e-6
-_SLICES_SECONDS = 1e-3
+_HOP_SECONDS = 1e-6  # assumed: of the torus
+_SLICES_SECONDS = 1e-3  # assumed: a round trip between slices
 
 
 class Chip(NamedTuple):
-    """A TPU, as Google's documentation describes it (cloud.google.com/tpu/docs, 2026-11-23).
+    """A TPU, as Google's documentation describes it (cloud.google.com/tpu/docs, 2026-11-23)."""
 
-    Attributes:
-      peak: operations a second in bfloat16, which XLA also uses for float32 products.
-      memory, memory_bandwidth: bytes, and bytes a second.
-      link_bandwidth: bytes a second that a chip sends to its neighbours, over all links.
-      torus, slice_chips: dimensions of the torus of a slice, and the chips of the largest.
-      network_bandwidth: bytes a second that a chip sends to other slices.
-    """
-
-    peak: float
-    memory: float
-    memory_bandwidth: float
-    link_bandwidth: float
-    torus: int
-    slice_chips: int
-    network_bandwidth: float
+    peak: float  # operations a second in bfloat16, which XLA also uses for float32 products
+    memory: float  # bytes
+    memory_bandwidth: float  # bytes a second
+    link_bandwidth: float  # bytes a second that a chip sends to its neighbours, over all links
+    torus: int  # dimensions of the torus of a slice
+    slice_chips: int  # of the largest slice
+    network_bandwidth: float  # bytes a second that a chip sends to other slices
 
 
 CHIPS = {
@@ -52,17 +41,11 @@ CHIPS = {
 
 
 class Operations(NamedTuple):
-    """The operations of a function.
+    """The operations of a function."""
 
-    Attributes:
-      multiply_adds: of its convolutions and products.
-      first: of the first of them.
-      elements: numbers that its other operations give.
-    """
-
-    multiply_adds: int
-    first: int
-    elements: int
+    multiply_adds: int  # of its convolutions and products, without taps that fall on padding
+    first: int  # of the first of them
+    elements: int  # numbers that its other operations give
 
     @property
     def flops(self) -> float:
@@ -77,12 +60,10 @@ def operations_of(function: Callable[..., Any], *arguments: Any) -> Operations:
     """
     products, elements = [], 0
     for equation in _equations(jax.make_jaxpr(function)(*arguments).jaxpr):
-        if equation.primitive.name == "conv_general_dilated":
-            products.append(_of_convolution(equation))
-        elif equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            terms = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-            products.append(terms * math.prod(equation.outvars[0].aval.shape))
+        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+            given = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars]
+            alone: Any = jax.jit(partial(equation.primitive.bind, **equation.params)).lower(*given)
+            products.append(round(alone.cost_analysis().get("flops", 0)) // 2)  # XLA's count
         else:
             elements += sum(math.prod(variable.aval.shape) for variable in equation.outvars)
     return Operations(sum(products), products[0] if products else 0, elements)
@@ -101,28 +82,6 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
             yield equation
 
 
-def _of_convolution(equation: Any) -> int:
-    images, kernel = (variable.aval.shape for variable in equation.invars)
-    given, axes = equation.params, equation.params["dimension_numbers"]
-    each = zip(
-        (images[axis] for axis in axes.lhs_spec[2:]), (kernel[axis] for axis in axes.rhs_spec[2:]),
-        given["window_strides"], given["padding"], given["lhs_dilation"], given["rhs_dilation"],
-        strict=True,
-    )  # fmt: skip
-    taps = math.prod(_taps(*axis) for axis in each)
-    return images[axes.lhs_spec[0]] * taps * kernel[axes.rhs_spec[0]] * kernel[axes.rhs_spec[1]]
-
-
-def _taps(
-    size: int, kernel: int, stride: int, padding: tuple[int, int], gap: int, dilation: int
-) -> int:
-    """Pairs of an output and a tap along one axis that meet a number of the input."""
-    length = (size - 1) * gap + 1
-    outputs = (length + sum(padding) - (kernel - 1) * dilation - 1) // stride + 1
-    place = np.add.outer(stride * np.arange(outputs), dilation * np.arange(kernel)) - padding[0]
-    return int(np.sum((place >= 0) & (place < length) & (place % gap == 0)))
-
-
 def step_flops(forward: Operations, num_steps: int) -> float:
     """Returns the operations of a PGD-AT step, for the images that `forward` is of."""
     return forward.flops * (2 * num_steps + 3) - 2.0 * forward.first
@@ -136,10 +95,8 @@ def reduced_bytes(weights: Any) -> int:
 def reduction_seconds(num_bytes: float, num_chips: int, chip: Chip) -> float:
     """Returns the time to add up `num_bytes` over chips, on rings along the axes of the torus.
 
-    Within a slice each chip sends `2 (n - 1) / n` times the bytes, over all links at once,
-    with a microsecond a hop. Several slices add up their parts over the data centre's
-    network, each chip its own, with a millisecond for the round trip. Both delays are
-    assumptions.
+    Within a slice each chip sends `2 (n - 1) / n` times the bytes, over all links at once. Several
+    slices add up their parts over the data centre's network, each chip its own.
     """
     inside = min(num_chips, chip.slice_chips)
     side = inside ** (1 / chip.torus)
@@ -157,9 +114,8 @@ def efficiency(
     """Returns the predicted share of a step's time that is not spent on the reduction.
 
     Chips work at the limit that arithmetic or memory sets, and then reduce the gradient with
-    nothing else meanwhile. Real chips work slower, which makes the share larger; links that
-    give less than their nominal bandwidth make it smaller. `flops` and `memory_bytes` are those
-    of a chip's step, the same for any number of chips; `num_bytes` are reduced.
+    nothing else meanwhile. Real chips work slower, which makes the share larger; slower links make
+    it smaller. `flops` and `memory_bytes` are those of a chip's step; `num_bytes` are reduced.
     """
     work = max(flops / chip.peak, memory_bytes / chip.memory_bandwidth)
     return work / (work + reduction_seconds(num_bytes, num_chips, chip))

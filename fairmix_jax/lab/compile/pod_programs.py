@@ -1,8 +1,4 @@
-"""Will it run on that pod? Compiles a config's programs for named TPUs, on any Linux machine.
-
-XLA's compiler for TPUs (libtpu) needs no TPU: it says what a program needs of a chip, what
-the chips tell each other, and refuses what does not fit.
-"""
+"""Will it run on that pod? Compiles a config's programs for named TPUs, on any Linux machine."""
 
 import math
 from collections.abc import Mapping
@@ -22,7 +18,7 @@ from fairmix_jax.attacks.stepwise import partial_of
 from fairmix_jax.classwise import attack_names, step_attacks
 from fairmix_jax.lab import config as config_lib
 from fairmix_jax.lab.compile import cost_model, tables, tpu
-from fairmix_jax.lab.compile.tpu import Compiled, DoesNotFit
+from fairmix_jax.lab.compile.tpu import DoesNotFit
 from fairmix_jax.models.described import logits_partial, weights_template
 from fairmix_jax.runtime import sharding
 from fairmix_jax.runtime.console import console
@@ -39,11 +35,9 @@ _MOST_IMAGES = 2**20
 def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
     """Compiles the training step, evaluations and attacks of a config for `compile.topology`.
 
-    Writes `compile.json` and `compile.md` in `directory` and prints the tables. FLOPs and
-    bytes of a training step count every attack step: the step is compiled without any as
-    well, and what one adds is multiplied. With `compile.largest_batch` larger batches are
-    guessed from the memory they need, until one by an eighth larger does not fit, or 2**20
-    images a chip do. Returns the content of `compile.json`.
+    Writes `compile.json` and `compile.md` in `directory`, prints the tables, and returns the
+    content of `compile.json`. With `compile.largest_batch` larger batches are tried, until one by
+    an eighth larger does not fit, or 2**20 images a chip do.
 
     Raises:
       UsageError: no libtpu, an unknown topology, a batch that does not divide among its
@@ -77,21 +71,18 @@ def run(config: ConfigDict, directory: Path) -> dict[str, Any]:
     content = {
         "topology": config.compile.topology, "chips": mesh.size, "device_kind": kind,
         "batch_size": config.batch_size, "evaluate_batch_size": size,
-        "training_step": {  # with the bodies of its loops counted each time
-            "flops": parts * (bare.flops + steps * (step.flops - bare.flops)),
-            "bytes": parts * (bare.bytes + steps * (step.bytes - bare.bytes)),
+        "training_step": {  # XLA counts an attack step once, which is what `step` adds to `bare`
+            name: parts * (bare[name] + steps * (step[name] - bare[name]))
+            for name in ("flops", "bytes")
         },
-        "predicted": _predicted(config, task, mesh),
-        "programs": {
-            name: program._asdict() | {"found": [c._asdict() for c in program.found]}
-            for name, program in found.items()
-        },
+        "predicted": _predicted(config, task, mesh), "programs": found,
     }  # fmt: skip
     write_json(directory / "compile.json", content)
     if config.compile.largest_batch:
         content["largest_batch"] = _largest_batch(config, task, mesh, step)
         write_json(directory / "compile.json", content)
-    publish(directory / "compile.md", tables.all_of(content))
+    shown = [tables.programs, tables.model] if content["predicted"] else [tables.programs]
+    publish(directory / "compile.md", [table(content) for table in shown])
     return content
 
 
@@ -102,7 +93,7 @@ def _granule(config: ConfigDict, mesh: Mesh) -> int:
 
 
 def _predicted(config: ConfigDict, task: Task, mesh: Mesh) -> dict[str, float] | None:
-    """Returns the prediction of the cost model, which knows PGD-AT only."""
+    """What the cost model says, which knows PGD-AT only."""
     if config.base.name != "pgd_at" or config.awp.gamma:
         return None
     weights = jax.eval_shape(lambda: weights_template(task.model))
@@ -116,7 +107,7 @@ def _predicted(config: ConfigDict, task: Task, mesh: Mesh) -> dict[str, float] |
     }
 
 
-def _training_step(config: ConfigDict, task: Task, mesh: Mesh) -> Compiled:
+def _training_step(config: ConfigDict, task: Task, mesh: Mesh) -> dict[str, Any]:
     settings, whole = config_lib.settings(config), sharding.replicated(mesh)
     parts = partial(assembly.assemble, settings, task, total_steps=10**6)
     step = parts(key=jax.random.key(0)).train_step
@@ -127,7 +118,7 @@ def _training_step(config: ConfigDict, task: Task, mesh: Mesh) -> Compiled:
     return tpu.compiled(lambda: jitted.lower(_placed(state, whole), batch, _placed(key, whole)))
 
 
-def _evaluations(config: ConfigDict, task: Task, mesh: Mesh) -> dict[str, Compiled]:
+def _evaluations(config: ConfigDict, task: Task, mesh: Mesh) -> dict[str, dict[str, Any]]:
     """The programs of `evaluate.attacks`: of AutoAttack one for each of its attacks."""
     given, whole, found = config_lib.settings(config).evaluate, sharding.replicated(mesh), {}
     apply = task.model.apply
@@ -166,22 +157,25 @@ def _placed(tree: Any, where: Any) -> Any:
     )
 
 
-def _largest_batch(config: ConfigDict, task: Task, mesh: Mesh, step: Compiled) -> dict[str, Any]:
+def _largest_batch(
+    config: ConfigDict, task: Task, mesh: Mesh, step: dict[str, Any]
+) -> dict[str, int | None]:
     """The largest batch that was seen to fit, and the smallest that was not, if any was."""
     chip = cost_model.CHIPS.get(mesh.devices.flat[0].device_kind)
     memory, most = chip.memory if chip else math.inf, _MOST_IMAGES * mesh.size
-    needs, refused = {config.batch_size: step.arguments + step.temporaries}, None
-    parts, size = _granule(config, mesh), 2 * config.batch_size
-    while size not in (None, refused, *needs):
+    needs, refused = {config.batch_size: step["arguments"] + step["temporaries"]}, None
+    parts = _granule(config, mesh)
+    while size := next_size(needs, refused, memory=memory, most=most):
+        size = size // parts * parts
+        if size in (refused, *needs):
+            break
         console.print(f"compiling with batches of {size:,} ...")
         larger = config_lib.override(config, {"batch_size": size})
         try:
             found = _training_step(larger, task, mesh)
-            needs[size] = found.arguments + found.temporaries
+            needs[size] = found["arguments"] + found["temporaries"]
         except DoesNotFit:
             refused = size
-        size = next_size(needs, refused, memory=memory, most=most)
-        size = size and size // parts * parts
     return {"fits": max(needs), "refused": refused}
 
 
@@ -190,10 +184,8 @@ def next_size(
 ) -> int | None:
     """Returns the batch to try next, at most `most`; `None` when the limit is known to an eighth.
 
-    Args:
-      needs: of batches that fit, the bytes they need.
-      refused: the smallest that does not fit.
-      memory: bytes of a chip; need grows linearly towards it.
+    `needs` are the bytes of batches that fit, which grow linearly towards the `memory` of a chip;
+    `refused` is the smallest batch that does not fit.
     """
     *_, second, largest = 0, *sorted(needs)
     if refused is not None:

@@ -9,12 +9,8 @@ from fairmix_jax.runtime.tables import MISSING, Table
 _MIB = 2**20
 
 
-def all_of(content: Mapping[str, Any]) -> list[Table]:
-    """Returns the programs, then what the cost model says of a PGD-AT step."""
-    return [_programs(content), *([_model(content)] if content["predicted"] else [])]
-
-
-def _programs(content: Mapping[str, Any]) -> Table:
+def programs(content: Mapping[str, Any]) -> Table:
+    """Returns what each program needs of a chip."""
     chips, kind, rows = content["chips"], content["device_kind"], []
     chip = cost_model.CHIPS.get(kind)
     for name, program in content["programs"].items():
@@ -45,7 +41,8 @@ def _programs(content: Mapping[str, Any]) -> Table:
     return Table(caption, list(rows[0]), [list(row.values()) for row in rows])
 
 
-def _model(content: Mapping[str, Any]) -> Table:
+def model(content: Mapping[str, Any]) -> Table:
+    """Returns what the cost model says of a PGD-AT step, beside the compiled program."""
     step, predicted = content["training_step"], content["predicted"]
     told = sum(c["num_bytes"] for c in content["programs"]["training step"]["found"])
     rows = []

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.runtime.errors import UsageError, refused
 
 _OPERATION = re.compile(
     r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
@@ -26,35 +26,11 @@ class DoesNotFit(Exception):
 
 
 class Collective(NamedTuple):
-    """One operation in which devices take part together.
+    """One operation in which devices take part together."""
 
-    Attributes:
-      kind: `"all-reduce"`, `"all-gather"`, ...
-      num_bytes: of its results on one device.
-      in_loop: whether it stands in the body or condition of a loop, or in what they call.
-    """
-
-    kind: str
-    num_bytes: int
-    in_loop: bool
-
-
-class Compiled(NamedTuple):
-    """The compiler's facts about a program; numbers are for one chip.
-
-    Attributes:
-      seconds: to compile.
-      arguments, temporaries: bytes in the chip's memory, and those it needs on the way.
-      flops, bytes: operations, and bytes read and written; loop bodies count once.
-      found: its collectives.
-    """
-
-    seconds: float
-    arguments: int
-    temporaries: int
-    flops: float
-    bytes: float
-    found: list[Collective]
+    kind: str  # `"all-reduce"`, `"all-gather"`, ...
+    num_bytes: int  # of its results on one device
+    in_loop: bool  # whether it stands in the body or condition of a loop, or in what they call
 
 
 def devices(topology: str) -> list[Any]:
@@ -66,25 +42,20 @@ def devices(topology: str) -> list[Any]:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing here touches a chip
     if not topology:
         raise UsageError("compile.topology is empty; name one, e.g. v5e:2x4, v5e:16x16, v5p:2x2x4")
-    try:
+    remedy = "give e.g. v5e:2x4, v5e:16x16 or v5p:2x2x4"
+    if importlib.util.find_spec("libtpu") is None:
+        remedy = "install the extra `tpu`: pip install 'jax[tpu]'"
+    with refused(f"compile.topology={topology!r} is not understood", remedy):
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        if "libtpu" in reason or "not found" in reason.lower():
-            raise UsageError(
-                f"compile.topology={topology!r} needs XLA's compiler for TPUs ({reason}); "
-                "install the extra `tpu`: pip install 'jax[tpu]'"
-            ) from error
-        remedy = "give e.g. v5e:2x4, v5e:16x16 or v5p:2x2x4"
-        if importlib.util.find_spec("libtpu") is None:
-            remedy = "install the extra `tpu`: pip install 'jax[tpu]'"
-        raise UsageError(
-            f"compile.topology={topology!r} is not understood ({reason}); {remedy}"
-        ) from error
 
 
-def compiled(lower: Callable[[], Any]) -> Compiled:
-    """Compiles what `lower` returns, or raises `DoesNotFit`."""
+def compiled(lower: Callable[[], Any]) -> dict[str, Any]:
+    """Compiles what `lower` returns, or raises `DoesNotFit`.
+
+    Returns the compiler's facts for one chip, with loop bodies counted once: `seconds` to compile,
+    bytes of `arguments` and `temporaries` in its memory, `flops`, `bytes` read and written, and
+    what is `found` of collectives.
+    """
     start = time.perf_counter()
     try:
         program = lower().compile()
@@ -93,12 +64,12 @@ def compiled(lower: Callable[[], Any]) -> Compiled:
             raise
         raise DoesNotFit(" ".join(str(error).split())[:300]) from error
     memory, cost = program.memory_analysis(), program.cost_analysis()
-    return Compiled(
-        round(time.perf_counter() - start, 1),
-        memory.argument_size_in_bytes, memory.temp_size_in_bytes,
-        float(cost.get("flops", 0.0)), float(cost.get("bytes accessed", 0.0)),
-        collectives(program.as_text()),
-    )  # fmt: skip
+    return {
+        "seconds": round(time.perf_counter() - start, 1),
+        "arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes,
+        "flops": float(cost.get("flops", 0.0)), "bytes": float(cost.get("bytes accessed", 0.0)),
+        "found": [collective._asdict() for collective in collectives(program.as_text())],
+    }  # fmt: skip
 
 
 def collectives(program: str) -> list[Collective]:

@@ -6,35 +6,29 @@ it is done, and the folder of the sweep must be one that all machines see.
 """
 
 import importlib
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fairmix_jax.lab.schema import Launch
-from fairmix_jax.runtime.errors import EXIT_INTERRUPTED, UsageError
+from fairmix_jax.runtime.errors import EXIT_INTERRUPTED, refused
+from fairmix_jax.runtime.json_files import read_lines
 
 
 class RunRequest(NamedTuple):
-    """A run that an engine is to do.
+    """A run that an engine is to do."""
 
-    Attributes:
-      name, path: its name in the sweep, and its folder, which holds its `config.json`.
-      with_training: whether to train it, or to evaluate it again.
-      cwd: the working directory, to which paths in its config are relative.
-      environment: variables that it is given beside those of its machine.
-    """
-
-    name: str
-    path: Path
-    with_training: bool
+    name: str  # in the sweep
+    path: Path  # its folder, which holds its `config.json`
+    with_training: bool  # or evaluate it again
     total_epochs: int
-    cwd: Path
-    environment: Mapping[str, str]
+    cwd: Path  # to which paths in its config are relative
+    environment: Mapping[str, str]  # beside that of its machine
 
 
 def request(name: str, path: Path, with_training: bool, total_epochs: int) -> RunRequest:
@@ -47,7 +41,6 @@ def request(name: str, path: Path, with_training: bool, total_epochs: int) -> Ru
 OnChange = Callable[[str, dict[str, Any]], None]
 """Told a run's name and its new entry in `sweep.json`: `status` and what belongs to it."""
 
-
 Engine = Callable[[Sequence[RunRequest], Path, Launch, OnChange], None]
 """`(requests, folder, launch, on_change)`: does the runs and returns when the last has ended.
 
@@ -57,22 +50,17 @@ Engine = Callable[[Sequence[RunRequest], Path, Launch, OnChange], None]
 
 def load(backend: str) -> Engine:
     """Returns the engine of a backend; without the extra `sweep`, a `UsageError` that says so."""
-    try:
+    remedy = "install the extra `sweep`: pip install 'ray[tune]' submitit"
+    with refused(f"--backend={backend} cannot be loaded", remedy):
         return importlib.import_module(f"{__name__}.{backend}").run
-    except ImportError as error:
-        raise UsageError(
-            f"--backend={backend} cannot be loaded ({error}); install the extra `sweep`: "
-            "pip install 'ray[tune]' submitit"
-        ) from error
 
 
 def start(
-    *flags: str, environment: Mapping[str, str] | None = None, **options: Any
+    *flags: str, environment: Mapping[str, str] = MappingProxyType({}), **options: Any
 ) -> subprocess.Popen:
     """Starts the command line in a process that ends when this process or thread does.
 
     It runs this very package, and finds what users add to it where this process does.
-    `environment` has variables to set besides; `options` are those of `subprocess.Popen`.
     """
     wrapper = Path(__file__).with_name("dies_with_parent.py")
     added = [Path(entry).absolute() for entry in sys.path if Path(entry, "fairmix_jax").is_dir()]
@@ -80,15 +68,14 @@ def start(
     path = {"PYTHONPATH": os.pathsep.join(map(str, folders))}
     return subprocess.Popen(
         [sys.executable, wrapper, str(os.getpid()), "-P", "-m", "fairmix_jax.lab", *flags],
-        env=os.environ | path | dict(environment or {}), **options,
+        env=os.environ | path | dict(environment), **options,
     )  # fmt: skip
 
 
 class RunProcess:
-    """One process of a run, which ends when this process or thread does.
+    """One process of a run, as a context manager; leaving it early asks it to save and stop.
 
-    A context manager; leaving it early asks the process to save and stop. What the process
-    prints goes to `log.txt` in the run's folder; of others than the first, to `log-N.txt`.
+    What it prints goes to `log.txt` in the run's folder; of others than the first, to `log-N.txt`.
     """
 
     def __init__(self, run: RunRequest, *flags: str, number: int = 0):
@@ -108,26 +95,12 @@ class RunProcess:
         self.stop()
 
     def stop(self) -> None:
-        """Asks the process to save and stop, and ends it if it does not.
-
-        Works in a signal handler that interrupts `outcome`, too, which holds the lock that
-        `Popen.wait` needs.
-        """
-        deadline = time.monotonic() + 60.0
+        """Asks the process to save and stop, and ends it if it has not in a minute."""
         self._process.terminate()
-        while not self._has_ended() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if not self._has_ended():
-            self._process.kill()
-
-    def _has_ended(self) -> bool:
-        if self._process.returncode is not None:
-            return True
-        look = os.WEXITED | os.WNOHANG | os.WNOWAIT
         try:
-            return os.waitid(os.P_PID, self._process.pid, look) is not None
-        except ChildProcessError:
-            return True
+            self._process.wait(60.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
     @property
     def is_running(self) -> bool:
@@ -139,7 +112,9 @@ class RunProcess:
 
         Raises an `InterruptedError` if it stopped before its end, having saved, or was killed.
         """
-        status = self._process.wait()
+        while self.is_running:  # `wait` would hold the lock that `stop` needs in a signal handler
+            time.sleep(0.05)
+        status = self._process.returncode
         if status == EXIT_INTERRUPTED or status < 0:
             raise InterruptedError(f"ended with status {status} before it was done")
         if status == 0:
@@ -153,13 +128,10 @@ def lines(path: Path, process: Any) -> Iterator[dict[str, Any]]:
     seen, is_running = 0, True
     while is_running:
         is_running = process.is_running
-        found = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in found if line.endswith("\n")]
-        for line in whole[seen:]:
-            yield json.loads(line)
-        seen = len(whole)
-        if is_running:
-            time.sleep(0.5)
+        found = read_lines(path) if path.exists() else []
+        yield from found[seen:]
+        seen = len(found)
+        time.sleep(0.5 if is_running else 0)
 
 
 def combined(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

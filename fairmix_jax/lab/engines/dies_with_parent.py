@@ -1,10 +1,7 @@
-"""Becomes another Python program that ends with its parent.
+"""`python dies_with_parent.py PARENT ARGUMENTS ...` becomes `python ARGUMENTS ...`.
 
-    python dies_with_parent.py PARENT ARGUMENTS ...
-
-becomes `python ARGUMENTS ...`. On Linux it is killed when the thread that started this one is
-gone; `PARENT` is the number of that thread's process. It also ignores the signal by which
-submitit says that a job's time is nearly up.
+On Linux that is killed when the thread that started it is gone; `PARENT` is the number of the
+thread's process. It ignores the signal by which submitit says that a job's time is nearly up.
 """
 
 import ctypes

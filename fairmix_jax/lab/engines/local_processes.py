@@ -1,15 +1,14 @@
 """`--backend=processes`: one run by several processes of this machine, joined by loopback."""
 
+import math
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from fairmix_jax.lab import engines
-from fairmix_jax.runtime.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, UsageError
+from fairmix_jax.runtime.errors import EXIT_INTERRUPTED, EXIT_USAGE, RunsFailed, UsageError
 
 _PATIENCE = 90.0
 
@@ -18,7 +17,11 @@ def run(arguments: Sequence[str], num_processes: int) -> int:
     """Runs a command line in several processes at once and returns its exit status.
 
     SIGTERM and SIGINT are passed on. When one process dies, the others end by themselves;
-    those that have not after 90 seconds are killed. Fewer than two are a `UsageError`.
+    those that have not after 90 seconds are killed.
+
+    Raises:
+      UsageError: there are fewer than two.
+      RunsFailed: one died, whose status is named.
     """
     if num_processes < 2:
         raise UsageError(
@@ -49,25 +52,18 @@ def free_address(host: str) -> str:
 
 
 def _wait(processes: Sequence[subprocess.Popen]) -> int:
-    deadline, first = None, 0
+    deadline, first = math.inf, 0
     while any(process.poll() is None for process in processes):
         time.sleep(0.05)
         lost = [n for n, p in enumerate(processes) if p.poll() not in (None, 0, EXIT_INTERRUPTED)]
-        if lost and deadline is None:
+        if lost and deadline == math.inf:
             first, deadline = lost[0], time.monotonic() + _PATIENCE
-        if deadline is not None and time.monotonic() > deadline:
+        if time.monotonic() > deadline:
             for process in processes:
                 process.kill()
     statuses = {process.returncode for process in processes}
-    if statuses <= {0, EXIT_INTERRUPTED}:
+    if statuses <= {0, EXIT_INTERRUPTED} or statuses == {EXIT_USAGE}:
         return max(statuses)
-    if statuses == {EXIT_USAGE}:
-        return EXIT_USAGE
     status = processes[first].returncode
     how = signal.Signals(-status).name if status < 0 else f"status {status}"
-    print(
-        f"{Path(sys.argv[0]).name}: process {first} of {len(processes)} ended with {how}, and so "
-        "did the others; run the same command to go on",
-        file=sys.stderr,
-    )
-    return EXIT_FAILED
+    raise RunsFailed(f"process {first} of {len(processes)} ended with {how}, and so did the others")

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as P
 from fairmix_jax.lab.engines import OnChange, RunProcess, RunRequest, combined, lines
 from fairmix_jax.lab.engines.local_processes import free_address
 from fairmix_jax.lab.schema import Launch
-from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.runtime.errors import refused
 
 _METRIC = "val_robust/worst_class"
 
@@ -23,12 +23,10 @@ def run(runs: Sequence[RunRequest], folder: Path, launch: Launch, on_change: OnC
     """Does the runs as trials of Ray Tune and waits for them.
 
     Joins the cluster that `RAY_ADDRESS` names or that runs on this machine, or starts one of
-    this machine alone. A trial whose worker or node is lost is tried again elsewhere, up to
-    `launch.max_failures` times, and goes on at its last checkpoint. A run of several
-    processes has a node for each as far as there are nodes. With
-    `launch.asha_grace_epochs` runs whose validation worst-class robustness is behind are
-    stopped early, by ASHA (Li et al. 2020, arXiv 1810.05934). Tune keeps its own records in
-    `folder/ray`. Raises a `UsageError` if Ray is not reached.
+    this machine alone. A trial whose worker or node is lost goes on elsewhere at its last
+    checkpoint. A run of several processes has a node for each as far as there are nodes. ASHA (Li
+    et al. 2020, arXiv 1810.05934) judges runs by their validation worst-class robustness. Tune's
+    records are in `folder/ray`. Raises a `UsageError` if Ray is not reached.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     number, gpus = launch.num_processes, {"GPU": launch.gpus} if launch.gpus else {}
@@ -47,16 +45,15 @@ def run(runs: Sequence[RunRequest], folder: Path, launch: Launch, on_change: OnC
         name="ray", storage_path=str(folder.absolute()), callbacks=[_Told(on_change)], verbose=0,
         failure_config=tune.FailureConfig(max_failures=launch.max_failures),
     )  # fmt: skip
+    tune_config = tune.TuneConfig(
+        scheduler=scheduler, max_concurrent_trials=launch.max_running or None
+    )
     with _joined():
         trainable = tune.with_parameters(_trial, runs=by_name, bundle=bundle, launch=launch)
         tune.Tuner(
-            tune.with_resources(trainable, places),
+            tune.with_resources(trainable, places), tune_config=tune_config, run_config=run_config,
             param_space={"run": tune.grid_search(list(by_name))},
-            tune_config=tune.TuneConfig(
-                scheduler=scheduler, max_concurrent_trials=launch.max_running or None
-            ),
-            run_config=run_config,
-        ).fit()
+        ).fit()  # fmt: skip
 
 
 def _joined() -> Any:
@@ -67,14 +64,9 @@ def _joined() -> Any:
     if ray.is_initialized():
         return nullcontext()
     handler = signal.getsignal(signal.SIGTERM)
-    try:
+    what = f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')!r} cannot be reached"
+    with refused(what, "start the cluster, or unset it to run on this machine"):
         cluster = ray.init(log_to_driver=False)
-    except ConnectionError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')!r} cannot be reached ({reason}); "
-            "start the cluster, or unset it to run on this machine"
-        ) from error
     signal.signal(signal.SIGTERM, handler)  # Ray's own would leave without a word
     return cluster
 
@@ -124,8 +116,8 @@ class _ProcessesApart(AbstractContextManager):
     def __init__(self, run: RunRequest, bundle: Mapping[str, float], number: int):
         group = cast("Any", ray.util.get_current_placement_group())
         places = [Place(group, n) for n in range(number)]
-        first = ray.remote(num_cpus=0)(_address).options(scheduling_strategy=places[0])
-        address = ray.get(first.remote())
+        find = ray.remote(num_cpus=0)(lambda: free_address(ray.util.get_node_ip_address()))
+        address = ray.get(find.options(scheduling_strategy=places[0]).remote())
         actor: Any = ray.remote(num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0))(RunProcess)
         flags = (f"--coordinator={address}", f"--num_processes={number}")
         self._actors: list[Any] = [
@@ -146,7 +138,3 @@ class _ProcessesApart(AbstractContextManager):
 
     def outcome(self) -> dict[str, Any]:
         return combined(ray.get(self._waiting))
-
-
-def _address() -> str:
-    return free_address(ray.util.get_node_ip_address())

@@ -10,7 +10,7 @@ import submitit
 from fairmix_jax.lab.engines import OnChange, RunProcess, RunRequest, combined
 from fairmix_jax.lab.schema import Launch
 from fairmix_jax.runtime.console import console
-from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.runtime.errors import UsageError, refused
 
 _POLL_SECONDS = 1.0
 _ANY_NUMBER = 10**6
@@ -85,16 +85,12 @@ def _executor(folder: Path, launch: Launch) -> Any:
         )
     if not str(folder.absolute()).isprintable():  # it is written into the batch script
         raise UsageError(f"workdir={str(folder.parent)!r} has a line break or the like; rename it")
-    try:
+    remedy = "submit where sbatch is found, or give launch.submitit=local"
+    with refused(f"launch.submitit={launch.submitit!r} cannot be used", remedy):
         executor = submitit.AutoExecutor(
             folder=folder.absolute(), cluster=launch.submitit or None,
             slurm_max_num_timeout=_ANY_NUMBER, local_max_num_timeout=_ANY_NUMBER,
         )  # fmt: skip
-    except RuntimeError as error:
-        raise UsageError(
-            f"launch.submitit={launch.submitit!r}: {error}; submit where sbatch is found, or give "
-            "launch.submitit=local"
-        ) from error
     if executor.cluster != "slurm" and launch.num_processes > 1:
         raise UsageError(
             f"launch.num_processes={launch.num_processes} needs Slurm, which is not found; "
@@ -112,14 +108,8 @@ def _executor(folder: Path, launch: Launch) -> Any:
 
 
 def _submitted(executor: Any, runs: Sequence[RunRequest], launch: Launch) -> dict[str, Any]:
-    try:
-        with executor.batch():
-            handles = [executor.submit(_Task(), run, launch.num_processes) for run in runs]
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UsageError(
-            f"--backend=slurm: the jobs are refused ({reason}); see config.launch"
-        ) from error
+    with refused("--backend=slurm: the jobs are refused", "see config.launch"), executor.batch():
+        handles = [executor.submit(_Task(), run, launch.num_processes) for run in runs]
     return {run.name: handle for run, handle in zip(runs, handles, strict=True)}
 
 

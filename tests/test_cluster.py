@@ -39,10 +39,10 @@ RUN = [
 TWO = ["--backend=processes", "--num_processes=2"]
 
 
-def start(workdir, *arguments, devices=2):
+def start(workdir, *arguments, devices=2, config=RUN):
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
     return subprocess.Popen(
-        [sys.executable, "launch.py", *RUN, f"--workdir={workdir}", *arguments], cwd=ROOT,
+        [sys.executable, "launch.py", *config, f"--workdir={workdir}", *arguments], cwd=ROOT,
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -109,9 +109,10 @@ def test_two_processes_train_what_one_device_trains(alone, together):
 
 
 def test_two_processes_judge_every_image_as_one_device_does(alone, tmp_path):
+    """Given the folder only, whose config each reads before it knows of the other."""
     shutil.copytree(alone, tmp_path / "run")
     (tmp_path / "run" / "evaluation.json").unlink()
-    finish(start(tmp_path / "run", *TWO, "--mode=evaluate"))
+    finish(start(tmp_path / "run", *TWO, "--mode=evaluate", config=()))
     assert verdicts(tmp_path / "run") == verdicts(alone)
     for name in ("clean", "pgd5", "apgd-ce"):
         ours, theirs = (

@@ -263,12 +263,19 @@ def test_a_command_ends_with_the_line(arguments, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("field", "value"), [("seed", "1"), ("optim", {"milestones": [7, -3]})])
-def test_an_earlier_config_json_is_checked_as_well(field, value, tmp_path):
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("seed", "1", r"config.json is damaged.*seed"),
+        ("batch_size", "1", r"batch_size='1' has the wrong type"),
+        ("optim", {"milestones": [7, -3]}, r"optim.milestones=\(7, -3\) is out"),
+    ],
+)
+def test_an_earlier_config_json_is_checked_as_well(field, value, message, tmp_path):
     plain = config_lib.resolved(config_lib.default_config())
     plain[field] = {**plain[field], **value} if isinstance(value, dict) else value
     (tmp_path / "config.json").write_text(json.dumps(plain))
-    with pytest.raises(UsageError, match=r"seed='1' has the|optim.milestones=\(7, -3\) is out"):
+    with pytest.raises(UsageError, match=message):
         config_lib.check(workdir.get_config(str(tmp_path)))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fairmix_jax.lab.config import default_config, resolved
-from fairmix_jax.runtime import processes
+from fairmix_jax.runtime import json_files, processes
 from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.runtime.json_files import flatten, read_json, write_json
 from fairmix_jax.runtime.provenance import provenance
@@ -32,18 +32,18 @@ _BEGUN = ("checkpoints/*/[0-9]*", "evaluation.json")
 
 def get_config(workdir: str = "") -> ConfigDict:
     """Returns the config in `WORKDIR/config.json`; fields younger than it have defaults."""
-    if not (found := _stored(Path(workdir))):
-        path = Path(workdir) / "config.json"
+    path = Path(workdir) / "config.json"
+    if not path.exists():
         raise ValueError(f"there is no {path}; give --config=NAME to start a run there")
+    found = _as_now(json_files.load(path))  # each process by itself: they have not joined yet
     config = default_config()
     with config.ignore_type():
         config.update(ConfigDict(_with_tuples(found)))
     return config.lock()
 
 
-def _stored(workdir: Path) -> dict[str, Any]:
-    """The content of `config.json`, empty if there is none; a rule of 0.1 is a calibration now."""
-    found = read_json(workdir / "config.json") or {}
+def _as_now(found: dict[str, Any]) -> dict[str, Any]:
+    """The content of a `config.json`; a rule of 0.1 is a calibration now."""
     if (rule := found.get("rule", {})).get("name") == "head_norm":
         found["calibration"] = dict(rule)
         found["rule"] = {"name": "none"}
@@ -73,7 +73,7 @@ def require(workdir: Path, config: ConfigDict) -> None:
     fixed = {field: value for field, value in plain if not field.startswith(_MAY_CHANGE)}
     processes.require_equal("the config", json.dumps(fixed, sort_keys=True))
     processes.from_main(lambda: require_writable(workdir))
-    old = dict(flatten(_stored(workdir)))
+    old = dict(flatten(_as_now(read_json(workdir / "config.json") or {})))
     made = [found for name in _BEGUN for found in (name, f"*/{name}")]
     begun = processes.from_main(lambda: any(any(workdir.glob(name)) for name in made))
     for field, value in fixed.items() if begun else ():

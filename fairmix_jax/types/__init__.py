@@ -74,22 +74,15 @@ class ClassStatistics(NamedTuple):
 class EpochStatistics(NamedTuple):
     """The statistics that a rule gets after an epoch.
 
-    Of `clean`, `robust` and `base` only what `Rule.reads` names is measured; else zeros.
-
-    Attributes:
-      epoch: `[]` int32, completed epochs.
-      train: of the epoch's training batches, in training mode, weights changing on the way.
-      clean, robust: validation counts of the current weights (not averaged ones), clean and
-        under PGD with the training attack's radius and step size.
-      base: on the validation set, of the base's losses at the inputs that the base's own
-        attack makes, with the current weights and running batch statistics.
+    The last three are of the validation set, with the current weights (not averaged ones) and
+    running batch statistics. Of them only what `Rule.reads` names is measured; else zeros.
     """
 
-    epoch: Array
-    train: ClassStatistics
+    epoch: Array  # [] int32, completed epochs
+    train: ClassStatistics  # of the epoch's training batches, weights changing on the way
     clean: ClassCounts
-    robust: ClassCounts
-    base: ClassStatistics
+    robust: ClassCounts  # under PGD with the training attack's radius and step size
+    base: ClassStatistics  # of the base's losses at the inputs that its own attack makes
 
 
 def _same(value: Any, *_: Any) -> Any:
@@ -106,9 +99,8 @@ class ApplyFn(Protocol):
         """Returns logits `[B, K]` and the new batch statistics.
 
         With `train=False` the running statistics normalise, examples do not influence each
-        other, and the statistics come back unchanged. `hidden` is applied to the hidden
-        features, `[B, ...]`, half-way through the network; a linear model, and a flax module
-        that takes no `hidden`, has none, and applies it to its normalised input.
+        other, and the statistics come back unchanged. `hidden` is applied to features `[B, ...]`
+        half-way through the network, or to the normalised input of a model that has none.
         """
         ...
 

@@ -5,12 +5,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from fairmix_jax.methods.rules import knobs
+from fairmix_jax.methods.rules import checked, knobs
 from fairmix_jax.types import Array, Rule, Source, Weights
 
 SOURCE = Source("OpenReview submission on the implicit bias of class-wise disparity (rejected)")
 
 
+@checked
 def make(num_classes: int, *, to: Literal["one", "mean"] = "one") -> Rule:
     """Returns a rule that leaves training alone and normalises the head of what is evaluated.
 
@@ -19,17 +20,10 @@ def make(num_classes: int, *, to: Literal["one", "mean"] = "one") -> Rule:
 
     Guarantees: with `to="mean"` and rows of equal norm the weights stay, up to rounding.
 
-    Args:
-      to: the common norm, `"one"` or `"mean"`, the rows' mean, which keeps the scale of the
-        logits beside the biases.
-
-    Raises:
-      ValueError: unknown `to`; or, on use, the parameters hold no such layer, or several.
-
-    Reference: abstract and reviews only were read.
+    The common norm is one or, `to="mean"`, the rows' mean, which keeps the scale of the logits
+    beside the biases. ValueError, on use, if the parameters hold no such layer, or several. Of
+    the source abstract and reviews only were read.
     """
-    if to not in ("one", "mean"):
-        raise ValueError(f"rule.to={to!r} is unknown; choose one or mean")
 
     def is_head(leaf: Array) -> bool:
         return leaf.ndim == 2 and leaf.shape[1] == num_classes

@@ -120,10 +120,9 @@ def test_a_checkpoint_of_another_network_is_refused_and_stays(template, tmp_path
 ])  # fmt: skip
 def test_any_name_of_a_folder_will_do(name, tmp_path):
     for step in (1, 2, 3):
-        with Checkpoints(tmp_path / name / "state", max_to_keep=2) as checkpoints:
-            checkpoints.save(step, tree(float(step)))
-    with Checkpoints(tmp_path / name / "state", max_to_keep=2) as checkpoints:
-        assert same(checkpoints.restore_latest(tree(0.0))[0], tree(3.0))
+        Checkpoints(tmp_path / name / "state", max_to_keep=2).save(step, tree(float(step)))
+    checkpoints = Checkpoints(tmp_path / name / "state", max_to_keep=2)
+    assert same(checkpoints.restore_latest(tree(0.0))[0], tree(3.0))
     names = sorted(path.name for path in (tmp_path / name / "state").iterdir())
     assert names == ["2", "3"]
 
@@ -156,12 +155,12 @@ def test_checkpoints_of_version_0_1_are_verified_as_well(tmp_path):
     template = trainer.initial_state, StepMetrics(jnp.zeros(()), class_statistics.zeros(10))
     config.model.width = 16
     other, _ = assemble(config)
-    with Checkpoints(state, max_to_keep=2) as checkpoints:
-        with pytest.raises(UsageError, match="state/10' is of another network"):
-            checkpoints.restore_latest((other.initial_state, template[1]))
-        assert checkpoints.restore_latest(template)[0][0].step == 10
-        flip_a_bit(state / "10")
-        assert checkpoints.restore_latest(template)[0][0].step == 9
+    checkpoints = Checkpoints(state, max_to_keep=2)
+    with pytest.raises(UsageError, match="state/10' is of another network"):
+        checkpoints.restore_latest((other.initial_state, template[1]))
+    assert checkpoints.restore_latest(template)[0][0].step == 10
+    flip_a_bit(state / "10")
+    assert checkpoints.restore_latest(template)[0][0].step == 9
     assert sorted(path.name for path in state.iterdir()) == ["9", "damaged-10"]
 
 

@@ -110,9 +110,8 @@ def pgd(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, restart), index)
         found = jax.vmap(one)(keys, images, labels, targets, factors, start)
         last, any_, spoiled = lax.stop_gradient(found)
-        return {"last_iterate": (last,), "any_iterate": (any_,), "both": (last, any_)}[
-            keep
-        ], spoiled
+        kept = {"last_iterate": (last,), "any_iterate": (any_,), "both": (last, any_)}[keep]
+        return kept, spoiled
 
     kept, spoiled = _restart(run, lambda x: misclassified(logits_fn(x), labels), num_restarts)
     kept = tuple(x.astype(dtype) for x in kept)

@@ -1,14 +1,13 @@
 """Mixup within a class: convex combinations of samples of one class, label kept.
 
-The idea of the seed paper (Zhong and Tandon 2024, arXiv 2411.14424): mix within a class,
-then train adversarially on the mixed inputs. `same_class_mixup` is a plan (`draw_plan`) and
-its execution (`mix`); a plan is a draw of partners (`same_class_partners`) and one of weights
-(`mixing_weights`). Each can be used alone. `cross_class_mixup` is the control. All are pure,
-jittable and vmappable over keys, which they consume.
+The idea is that of Zhong and Tandon 2024, arXiv 2411.14424; the laws of the weights are ours.
+`same_class_mixup` is a plan (`draw_plan`) and its execution (`mix`); a plan is a draw of partners
+(`same_class_partners`) and one of weights (`mixing_weights`). Each can be used alone. All are
+pure, jittable and vmappable over keys, which they consume.
 
-Where a number may differ by class, it is a scalar or an array `[K]`, looked up by label, so
-that all strengths share one compilation. `[B]` is the batch, `k` the number of samples.
-`num_groups`, `law`, `per_batch`, `across_classes`, `num_partners` and `max_samples` are static.
+`[B]` is the batch, `k` the number of samples. A `PerClass` number is looked up by label, so that
+all strengths share one compilation; what is neither a number nor an array of them is static, and
+so are `num_groups`, `num_partners` and `max_samples`.
 """
 
 from collections.abc import Sequence
@@ -30,19 +29,15 @@ def same_class_mixup(
 ) -> Array:
     """Returns each image mixed with `num_samples - 1` others of its class.
 
-    Guarantees: labels stay true for the result; a class with one member stays as it is;
-    `num_samples=1`, `alpha=0` or `probability=0` return `images`. The mean of a class
-    stays, its covariance shrinks by `s`, see `mixing_weights`. Calling it with the same key
-    on another array mixes that one alike.
+    Guarantees: labels stay true for the result; `num_samples=1`, `alpha=0` or `probability=0`
+    return `images`. The mean of a class stays, its covariance shrinks by `s`, see
+    `mixing_weights`. Calling it with the same key on another array mixes that one alike.
 
-    Edge cases: a class with fewer than `num_samples` members mixes some of them twice.
+    Edge cases: one member of a class stays as it is; of less than `num_samples` some count twice.
 
-    Args:
-      images: `[B, H, W, C]`, or any `[B, ...]` float; the result has its shape and dtype.
-      **options: of `draw_plan`, as are the other arguments and the errors: `num_samples=2`,
-        `alpha=1.0`, `law="dirichlet"`, `probability=1.0`, `per_batch=False`, `max_samples=None`.
-
-    Reference: Zhong and Tandon 2024, arXiv 2411.14424 (the idea; the laws are ours).
+    `images` are `[B, H, W, C]`, or any `[B, ...]` float; the result has their shape and dtype.
+    `options` are those of `draw_plan`, as are the other arguments and the errors:
+    `num_samples=2`, `alpha=1.0`, `law="dirichlet"`, `probability=1.0`, ...
     """
     plan = draw_plan(key, labels, num_groups=num_groups, **options)
     return mix(images, plan, num_groups=num_groups)
@@ -51,8 +46,7 @@ def same_class_mixup(
 def cross_class_mixup(key: Key, images: Array, labels: Array, **options: Any) -> Array:
     """Returns each image mixed with others of the batch, whatever their class: the control.
 
-    Takes the arguments of `same_class_mixup`. Labels are mixed as the images are: call it
-    with the same key on their one-hot form.
+    As `same_class_mixup`, but labels are to be mixed as well: with the same key, one-hot.
 
     Reference: Zhang et al. 2018, arXiv 1710.09412.
     """
@@ -72,23 +66,18 @@ def draw_plan(
     per_batch: bool = False, across_classes: bool = False, num_groups: int = 1,
     max_samples: int | None = None,
 ) -> Plan:  # fmt: skip
-    """Returns partners and weights for a batch.
+    """Returns partners and weights for a batch; a ValueError names an argument that does not fit.
 
     Args:
       labels: `[B]` int, in `0 .. K - 1` where a number differs by class.
-      num_samples: at least 1, the number of images in a combination; `[]` or `[K]`.
-      alpha: at least 0, concentration of the Dirichlet weights; `[]` or `[K]`.
+      num_samples: at least 1, the number of images in a combination.
+      alpha: at least 0, concentration of the Dirichlet weights.
       law: `"dirichlet"`, `"uniform"` or a sequence of weights (`num_samples` is not used then).
-      probability: with which an image is mixed at all; `[]` or `[K]`.
-      per_batch: one draw of weights and one coin for the whole batch; classes with equal
-        numbers share it.
+      probability: with which an image is mixed at all.
+      per_batch: one draw of weights and one coin for all classes with equal numbers.
       across_classes: partners from the whole batch instead of the own class.
       num_groups: see `same_class_partners`.
       max_samples: largest `num_samples`, needed if that is traced.
-
-    Raises:
-      ValueError: `num_samples < 1`, unknown law, weights that are not convex, or `num_groups`
-        does not divide `B`.
     """
     labels = jnp.asarray(labels)
     check_labels(labels, len(labels))
@@ -102,9 +91,10 @@ def draw_plan(
 
     def of_example(value: PerClass) -> Array:
         value = jnp.asarray(value)
-        if value.ndim and not isinstance(labels, Tracer):
-            check_labels(labels, len(labels), len(value))
-        return value[labels] if value.ndim else jnp.broadcast_to(value, labels.shape)
+        if not value.ndim:
+            return jnp.broadcast_to(value, labels.shape)
+        check_labels(labels, len(labels), len(value))
+        return value[labels]
 
     def one(key: Key, num_samples: Array, alpha: Array, probability: Array) -> Array:
         weight_key, choice_key = jax.random.split(key)
@@ -121,18 +111,16 @@ def draw_plan(
 def mix(images: Array, plan: Plan, *, num_groups: int = 1) -> Array:
     """Returns `weights[:, 0] images + sum_j weights[:, j] images[partners[j - 1]]`.
 
-    Guarantees: with convex weights each pixel lies between the extremes of its sources, up
-    to rounding; weights `(1, 0, ...)` return `images` exactly; if the partners were drawn
-    in `num_groups` groups, nothing is gathered across groups.
+    `images` are `[B, ...]` float: images, hidden features or class probabilities; `num_groups` is
+    that of the partners. ValueError if they do not fit the plan.
 
-    `images` are `[B, ...]` float: images, hidden features or class probabilities. `num_groups`, as
-    the partners were drawn, divides `B`, else it is a ValueError.
+    Guarantees: with convex weights each pixel lies between the extremes of its sources, up
+    to rounding; weights `(1, 0, ...)` return `images` exactly; nothing is gathered across groups.
     """
     check_images(images)
-    if jnp.ndim(images) < 1 or len(images) != len(plan.weights):
-        raise ValueError(
-            f"images has shape {jnp.shape(images)}; give the {len(plan.weights)} of plan"
-        )
+    shape, number = jnp.shape(images), len(plan.weights)
+    if shape[:1] != (number,):
+        raise ValueError(f"images has shape {shape}; give the {number} of plan")
     weights = plan.weights.reshape(*plan.weights.shape, *(1,) * (images.ndim - 1))
     weights = weights.astype(images.dtype)
     groups = _split(images, num_groups)
@@ -152,15 +140,14 @@ def same_class_partners(
     The members of a class are put in a random cyclic order; partner number `j` is the
     `j`-th successor. One sort by (label, random number); no loop over classes.
 
-    Guarantees: `labels[partners] == labels`; no example is its own partner unless its class has one
-    member; partners of an example differ as long as the class has more than `num_partners` members
-    (then they repeat in turn); each row is a permutation of the batch, so class frequencies are
-    kept; each partner is uniform among the other members. All of it within each of `num_groups`
-    equal consecutive parts of the batch, which ignore each other: a batch sharded into that many
-    parts, or fewer, is paired without communication, and equally on any number of devices.
-
     `labels` are `[B]` int of any values; `num_partners` is at least 0; `num_groups` divides `B`,
     else it is a ValueError.
+
+    Guarantees: `labels[partners] == labels`; no example is its own partner unless its class has one
+    member; partners of an example differ as long as the class has more than `num_partners` members
+    (then they repeat in turn); each row is a permutation of the batch; each partner is uniform
+    among the other members. All of it within each of `num_groups` equal consecutive parts of the
+    batch, so that one sharded into as many parts, or fewer, is paired without communication.
     """
     check_whole(0, num_partners=num_partners)
     groups = _split(jnp.asarray(labels), num_groups)
@@ -197,17 +184,15 @@ def mixing_weights(
 
     `"uniform"` gives `1 / num_samples` each. `"dirichlet"` draws from
     Dirichlet(alpha, ..., alpha), for two samples `lambda ~ Beta(alpha, alpha)`, and then
-    swaps the largest weight to the front, so that an example stays nearest to itself. A
-    sequence is the weights themselves; those beyond `num_samples` go to the first.
+    swaps the largest weight to the front, so that an example stays nearest to itself. Of a
+    sequence of weights those beyond `num_samples` go to the first.
 
     Guarantees: nonnegative; the sum is 1 up to rounding; weights beyond `num_samples` are
     zero; `num_samples = 1` and `alpha = 0`, the limit of small `alpha`, give `(1, 0, ...)`.
-    The covariance of a class shrinks by `s = sum_i weight_i^2`, with mean `1 / k` for
-    `"uniform"` and `(alpha + 1) / (k alpha + 1)` for `"dirichlet"`.
+    The covariance of a class shrinks by `s = sum_i weight_i^2`, whose mean is
+    `theory.surrogates.expected_factor`.
 
-    Arguments and errors as in `draw_plan`, numbers `[]`. `num_samples` may be traced if
-    `max_samples`, at least that and by default the same, is given. Only `"dirichlet"` uses the
-    key.
+    Arguments and errors as in `draw_plan`, numbers `[]`. Only `"dirichlet"` uses the key.
     """
     length = _length(num_samples, law, max_samples)
     column = jnp.arange(length, dtype=jnp.int32)
@@ -231,11 +216,11 @@ def mixing_weights(
 
 
 def _log_gamma(key: Key, alpha: Array, length: int) -> Array:
-    """Logarithms of Gamma(alpha) draws, `[length]`, without a loop that depends on data.
+    """Logarithms of Gamma(alpha) draws, `[length]`.
 
-    `jax.random.loggamma` rejects in a loop, for whose end all devices of a mesh would have to
-    agree in every round. Here the first accepted of twelve proposals is taken (at least 95 %
-    are accepted, so none is with probability 1e-15).
+    `jax.random.loggamma` rejects in a loop, on whose end all devices of a mesh would have to agree
+    in every round. Here the first accepted of twelve proposals is taken: none of them is with
+    probability 1e-15.
 
     Reference: Marsaglia and Tsang 2000, ACM Transactions on Mathematical Software 26, 363-372.
     """
@@ -255,13 +240,11 @@ def _log_gamma(key: Key, alpha: Array, length: int) -> Array:
 def _length(num_samples: PerClass, law: str | Sequence[float], max_samples: int | None) -> int:
     if not isinstance(law, str):
         return len(law)
-    if isinstance(num_samples, Tracer) and max_samples is None:
+    is_traced = isinstance(num_samples, Tracer)
+    if is_traced and max_samples is None:
         raise ValueError("num_samples is traced; give max_samples, the static largest of them")
-    if not isinstance(num_samples, Tracer) and not jnp.issubdtype(
-        jnp.result_type(num_samples), jnp.integer
-    ):
-        raise ValueError(f"num_samples={num_samples} is not a whole number; give 1 or more")
-    length = int(np.max(np.asarray(num_samples))) if max_samples is None else max_samples
-    if length < 1 or not (isinstance(num_samples, Tracer) or np.min(np.asarray(num_samples)) >= 1):
+    known = np.ones(1, int) if is_traced else np.asarray(num_samples)
+    length = int(known.max()) if max_samples is None else max_samples
+    if min(length, known.min()) < 1 or not np.issubdtype(known.dtype, np.integer):
         raise ValueError(f"num_samples={num_samples} is not a number of images; give 1 or more")
     return length

@@ -109,10 +109,8 @@ def test_verdicts_do_not_depend_on_the_order_and_the_other_images(whole):
     order = np.random.default_rng(2).permutation(N)
     back, chosen = np.argsort(order), np.random.default_rng(3).random(N) < 0.5
     images, labels = (part[order] for part in examples())
-    for compact, candidates in ((True, np.ones(N, bool)), (False, chosen)):
-        report = evaluate(
-            images=images, labels=labels, index=order, compact=compact, candidates=candidates[order]
-        )
+    for candidates in (np.ones(N, bool), chosen):
+        report = evaluate(images=images, labels=labels, index=order, candidates=candidates[order])
         expected = np.where(candidates, whole.broken_by, 0)
         np.testing.assert_array_equal(report.broken_by[back], expected)
         adversarial = report.adversarial[back][candidates]

@@ -231,11 +231,11 @@ def test_targets_are_approached_and_the_rest_is_attacked_as_ever(network):
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("trades", dict(beta=-1.0), "base.beta=-1.0 is negative"),
-        ("mart", dict(beta=-1.0), "base.beta=-1.0 is negative"),
+        ("trades", dict(beta=-1.0), "base.beta=-1.0 is out of range"),
+        ("mart", dict(beta=-1.0), "base.beta=-1.0 is out of range"),
         ("mart", dict(start="x"), "base.start='x' is unknown"),
-        ("fgsm_rs", dict(step=0.0), "base.step=0.0 is not positive"),
-        ("n_fgsm", dict(noise=-1.0), "base.noise=-1.0"),
+        ("fgsm_rs", dict(step=0.0), "base.step=0.0 is out of range"),
+        ("n_fgsm", dict(noise=-1.0), "base.noise=-1.0 is out of range"),
     ],
 )
 def test_wrong_options_of_a_base_are_named(name, options, message):

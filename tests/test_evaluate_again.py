@@ -141,8 +141,7 @@ def test_other_weights_and_earlier_versions_are_evaluated_anew(evaluate, tmp_pat
 def test_checkpoints_are_enough_to_evaluate(evaluate, tmp_path, task):
     """As a folder copied in part has them, without the run.json that the model's card reads."""
     weights = Weights(*task.model.init(jax.random.key(3)))
-    with Checkpoints(tmp_path / "part" / "checkpoints" / "last", max_to_keep=1) as saved:
-        saved.save(1, weights)
+    Checkpoints(tmp_path / "part" / "checkpoints" / "last", max_to_keep=1).save(1, weights)
     found, *_ = evaluate("clean", folder="part", weights="last")
     of_file, *_ = evaluate("clean")
     assert numbers(found["attacks"]) == numbers(of_file["attacks"])

@@ -285,8 +285,8 @@ def test_hot_start_begins_with_the_weights_of_another_run(tmp_path):
     template = trainer.evaluated_weights(trainer.initial_state)
     params = []
     for name in ("first", "second"):
-        with Checkpoints(tmp_path / name / "checkpoints" / "last", max_to_keep=1) as saved:
-            params.append(digest(saved.restore_latest(template)[0].params))
+        saved = Checkpoints(tmp_path / name / "checkpoints" / "last", max_to_keep=1)
+        params.append(digest(saved.restore_latest(template)[0].params))
     assert params[0] == params[1]
 
 

@@ -30,9 +30,24 @@ AXES += [("rule", name) for name in RULES]
 AXES += [("averaging", name) for name in registry.names("averaging")]
 AXES += [("mixing", name) for name in mixing.NAMES]
 
+FIELDS = [
+    pytest.param(axis, name, field, id=f"{name}.{field.name}")
+    for axis in ("bases", "rules", "averaging", "calibrations")
+    for name in registry.names(axis)
+    for field in registry.fields(axis, name).values()
+]
+
 LOWEST = dict.fromkeys(Knobs._fields, 0.0) | {"sampling": 0.5}  # gamma of cfol
 HIGHEST = {"mixing": 2}
 MAY_BE_NEGATIVE = {("variance", "loss_weight")}
+
+
+@pytest.mark.parametrize("axis, name, field", FIELDS)
+def test_direct_callers_are_told_what_an_annotation_excludes(axis, name, field):
+    given = {"bases": (None, None), "rules": (3,), "averaging": ()}[axis]
+    make, argument = registry.load(axis, name), field.name.split(".")[1]
+    with pytest.raises(ValueError, match=f"{field.name}=b'x' has the wrong type; "):
+        make(*given, **{argument: b"x"})
 
 
 def test_the_members_that_the_project_promises():

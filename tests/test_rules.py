@@ -394,16 +394,21 @@ def test_cfa_of_equal_classes_is_plain():
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("frl", dict(limit=2.0), "rule.limit=2.0 is outside"),
-        ("dafa", dict(warmup_epochs=0), "rule.warmup_epochs=0 is not an epoch"),
-        ("cfol", dict(gamma=0.0), "rule.gamma=0.0 is outside"),
+        ("frl", dict(limit=2.0), "rule.limit=2.0 is out of range"),
+        ("dafa", dict(warmup_epochs=0), "rule.warmup_epochs=0 is out of range"),
+        ("cfol", dict(gamma=0.0), "rule.gamma=0.0 is out of range"),
         ("cfol", dict(by="hand"), "rule.by='hand' is unknown"),
-        ("faal", dict(ball_radius=99.0), "rule.ball_radius=99.0 is outside"),
-        ("chi2_dro", dict(ball_radius=-1.0), "rule.ball_radius=-1.0 is negative"),
-        ("variance", dict(alpha=float("nan")), "rule.alpha=nan is negative"),
+        ("cfa", dict(radius_offset="0.5"), "rule.radius_offset='0.5' has the wrong type"),
+        (
+            "faal",
+            dict(ball_radius=99.0),
+            r"rule.ball_radius=99.0 is out of range; give a number in \[0, 9\]",
+        ),
+        ("chi2_dro", dict(ball_radius=-1.0), "rule.ball_radius=-1.0 is out of range"),
+        ("variance", dict(alpha=float("nan")), "rule.alpha=nan is out of range"),
         ("fairmix_adaptive", dict(signal="hard"), "rule.signal='hard' is unknown"),
         ("fairmix_adaptive", dict(risk="none"), "rule.risk='none' is unknown"),
-        ("fairmix_adaptive", dict(gain=-1.0), "rule.gain=-1.0 is negative"),
+        ("fairmix_adaptive", dict(gain=-1.0), "rule.gain=-1.0 is out of range"),
     ],
 )
 def test_wrong_options_are_named(name, options, message):

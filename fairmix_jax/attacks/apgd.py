@@ -42,9 +42,7 @@ def apgd(
     """Returns misclassified images in the ball where APGD finds any, else the images.
 
     Arguments and guarantees are those of `one_batch.attack_batch`; `options` are its `index` and
-    `early_exit`, and those of `make`.
-
-    Reference: Croce and Hein 2020, arXiv 2003.01690.
+    `early_exit`, and those of `make`, which has the reference.
     """
     return run_attack(make, logits_fn, key, images, labels, threat=threat, **options)
 
@@ -68,22 +66,22 @@ def make(
 ) -> Stepwise:
     """Returns APGD: away from the true class, or towards one other class after another.
 
-    From a random point on the surface of the ball, `num_steps` steps with momentum 0.75
-    and step size `2 epsilon` at first. At each of `checkpoints` the step size is halved and the
-    run goes back to its best point if at most 75 % of the steps since the last one raised the loss
-    (the paper says fewer; the authors' code decides), or if neither step size nor best loss changed
-    there. A run costs `num_steps + 1` gradient passes.
+    From a random point on the surface of the ball, `num_steps` steps with momentum, the step size
+    `2 epsilon` at first. At each of `checkpoints` it is halved and the run goes back to its best
+    point if at most 75 % of the steps since the last one raised the loss (the paper says fewer;
+    the authors' code decides), or if neither step size nor best loss changed there. A run costs
+    `num_steps + 1` gradient passes.
 
     Targets are the `num_targets` classes (all others, if there are fewer) with the largest logits
     on the clean image after the true one, each with `num_restarts` runs. Any misclassification
-    is a success. The loss is a name or function of `losses.objective`; `None` is `"ce"`, or
+    is a success. The loss is a name or function of `losses.objective`, by default `"ce"`, or
     `"dlr"` if targeted.
 
     Reference: Croce and Hein 2020, arXiv 2003.01690, algorithm 1 and section 6; constants and
     order of operations as in the authors' code.
     """
-    check_whole(1, num_steps=num_steps, num_restarts=num_restarts)
-    check_whole(1, num_targets=num_targets, num_draws=num_draws)
+    counts = dict(num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets)
+    check_whole(1, num_draws=num_draws, **counts)
     periods = checkpoints(num_steps)
     ascended = objective(loss or ("dlr" if targeted else "ce"), targeted=targeted)
 
@@ -133,11 +131,9 @@ def checkpoints(num_steps: int) -> np.ndarray:
 def _evaluate(network: Network, example: Example, image: Array, loss_of: Callable, num_draws: int):
     """Returns the loss, the logits and the loss's gradient in the image.
 
-    A gradient that is not finite counts as zero, so that it cannot spoil the image. With
-    `num_draws` above 1 (expectation over transformation) the gradient is the mean over
-    that many draws of a random network, loss and logits are those of the last.
-
-    Reference: Athalye et al. 2018, arXiv 1707.07397.
+    A gradient that is not finite counts as zero, so that it cannot spoil the image. Of several
+    draws of a random network (expectation over transformation, Athalye et al. 2018, arXiv
+    1707.07397) the gradient is the mean, loss and logits those of the last.
     """
 
     def once(key: Key):

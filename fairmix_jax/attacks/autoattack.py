@@ -37,9 +37,8 @@ def autoattack(
     `rand`, for `Randomized` models, averages gradients over 20 draws. `fast` is the first
     two of `standard`; its number is an upper bound of AutoAttack's and must not be called so.
 
-    With fewer than four classes targeted DLR, and with two untargeted DLR, is undefined;
-    the margin takes its place, and the report's notes say so. There are at most `K - 1`
-    targets.
+    Where DLR is undefined, for lack of classes, the margin takes its place, and the report's notes
+    say so. There are at most `K - 1` targets.
 
     `version` is a key of `VERSIONS`, or names of `attack_makers`, run in that order; a
     `ValueError` if unknown. All other arguments and errors are those of `ensemble`.
@@ -58,11 +57,9 @@ def robustness_curve(
 ) -> np.ndarray:  # fmt: skip
     """Returns `[E, N]` bool: which images are robust at each radius.
 
-    The radii are taken in rising order; an image broken at one is broken at every larger
-    one, by the same perturbation, and is not attacked again. Nothing is compiled twice.
-
-    Of `threat` norm and bounds count. All other arguments and errors are those of `autoattack`;
-    radii that do not rise are a `ValueError`, too.
+    An image broken at one radius is broken at every larger one, by the same perturbation, and is
+    not attacked again. Nothing is compiled twice. Of `threat` norm and bounds count. All other
+    arguments and errors are those of `autoattack`; radii that do not rise are a `ValueError`, too.
     """
     if list(epsilons) != sorted(epsilons):
         raise ValueError(f"epsilons={list(epsilons)} do not rise; sort them")
@@ -77,10 +74,7 @@ def robustness_curve(
 
 @functools.cache
 def attack_makers() -> dict[str, Callable[..., Stepwise]]:
-    """Returns the `MEMBERS` of the modules here: what makes each attack, by its name in configs.
-
-    Each takes `norm` and `bounds`, and more of its own.
-    """
+    """Returns the `MEMBERS` of the modules here: what makes each attack, by its name in configs."""
     package, found = importlib.import_module("fairmix_jax.attacks"), {}
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         found |= getattr(importlib.import_module(module.name), "MEMBERS", {})
@@ -103,11 +97,12 @@ def members(version: str | Sequence[str], threat: ThreatModel) -> dict[str, Step
 
 
 def _notes(names: Iterable[str], num_classes: int) -> tuple[str, ...]:
-    notes = []
-    if "apgd-t" in names and num_classes < 4:
-        notes.append(f"{num_classes} classes: apgd-t uses the margin, its DLR needs four")
-    if "apgd-dlr" in names and num_classes < 3:
-        notes.append(f"{num_classes} classes: apgd-dlr uses the margin, DLR needs three")
+    needs = {"apgd-t": (4, "its DLR needs four"), "apgd-dlr": (3, "DLR needs three")}
+    notes = [
+        f"{num_classes} classes: {name} uses the margin, {why}"
+        for name, (least, why) in needs.items()
+        if name in names and num_classes < least
+    ]
     targeted = [name for name in names if name in ("apgd-t", "fab-t")]
     if targeted and num_classes < 10:
         notes.append(f"{' and '.join(targeted)} have {num_classes - 1} targets, not nine")

@@ -43,9 +43,8 @@ class Counts(NamedTuple):
 def sizes(batch_size: int) -> list[int]:
     """Returns the slots that a device may have, falling: `batch_size` and eighths of it.
 
-    At most five, since an attack is compiled for each. Eighths and not halves only, so that
-    survivors find a size that fits them (docs/performance/cpu.md has what that is worth). None is
-    below 16.
+    At most five, since an attack is compiled for each, and none below 16. Eighths and not halves
+    only, so that survivors find a size that fits (docs/performance/cpu.md has what that is worth).
     """
     shares = [batch_size * eighths // 8 for eighths in _EIGHTHS]
     return [share for share in shares if share >= _SMALLEST] or [batch_size]
@@ -64,10 +63,9 @@ def smaller(batch_size: int, num_slots: int) -> int:
 def drain(
     plan: Plan, attack: Stepwise, key: Key, state: VerdictState, file: StateFile
 ) -> Iterator[Counts]:
-    """Runs an attack, of a key of its own, on every image that the state is not done with.
+    """Runs an attack on every image that the state is not done with; yields every second or so.
 
     The state is changed in place and saved; its unfinished images continue where they were.
-    Yields where it is after every second or so of work.
     """
     all_steps, chunk = attack.num_runs(plan.num_classes) * attack.num_steps, 1
     while not state.done.all():
@@ -84,7 +82,7 @@ def drain(
             yield counts
             # A smaller pool saves a share of the time left, but may have to be compiled first,
             # which takes long for a large network: it must not cost more than it saves.
-            few = smaller(plan.batch_size, num_slots) if plan.compact else 0
+            few = smaller(plan.batch_size, num_slots)
             steps_left = all_steps - counts.open_steps / np.maximum(counts.taken, 1)
             saving = (1 - few / num_slots) * steps_left.max() * seconds / chunk
             few = few if saving > cost else 0
@@ -132,8 +130,6 @@ def _fill(
     order = np.concatenate([started, np.setdiff1d(np.flatnonzero(~state.done), started)])
     num_devices = plan.mesh.size
     num_slots = fitting(plan.batch_size, -(-len(order) // num_devices))
-    if not plan.compact:
-        order = order[: num_slots * num_devices]
     length = -(-len(state.done) // num_devices)
     rows = np.full((length, num_devices), -1)
     rows.ravel()[: len(order)] = order
@@ -212,8 +208,7 @@ def lower(
 ) -> Any:
     """Lowers the program that takes an attack's steps, for devices that need not be here.
 
-    `apply` is the model as a pytree of shapes, `shape` that of the images on each device, and
-    the mesh has one axis, `"device"`.
+    `apply` is the model as a pytree of shapes, `shape` that of the images on each device.
     """
 
     def each(shape: Sequence[int], kind: Any) -> Any:

@@ -37,10 +37,10 @@ def ensemble(
 
     Guarantees: the verdict on an image depends on the model, the image, its label and
     index, the threat and the seed; not on the batch size, the other images, their order,
-    the devices, `early_exit`, `compact` or an interruption (as far as `logits_fn` itself
-    does not: on some hardware its rounding depends on the shape of the batch). Every
-    adversarial image is in the ball, with the exact difference to the image, and in the bounds.
-    Programs are compiled for `batch_size` and a few parts of it, and for no other radius again.
+    the devices, `early_exit` or an interruption (as far as `logits_fn` itself does not: on some
+    hardware its rounding depends on the shape of the batch). Every adversarial image is in the
+    ball, with the exact difference to the image, and in the bounds. Programs are compiled for
+    `batch_size` and a few parts of it, and for no other radius again.
 
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`: any JAX function that treats
@@ -49,10 +49,8 @@ def ensemble(
       index, candidates, search: `0 .. N - 1`, all, and `logits_fn` itself if `None`.
       **settings: the fields of `Plan` after `search`; see there for all other arguments, too.
 
-    Raises:
-      ValueError: images, labels, bounds and logits do not fit each other, or the logits of an
-        image depend on the other images of a batch; names what is wrong.
-      OtherEvaluation: `workdir` holds a different evaluation; a `ValueError` too.
+    A ValueError names what is wrong: images, labels, bounds and logits that do not fit each other,
+    logits of an image that depend on the others of a batch, an `OtherEvaluation` in `workdir`.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     inputs.check_batch(images, labels, threat)
@@ -75,7 +73,7 @@ def ensemble(
     )  # fmt: skip
     is_shared = plan.devices is None and jax.process_count() > 1
     own = plan.of_this_process() if is_shared else plan
-    file = StateFile(own.workdir, own.save_seconds)
+    file = StateFile(own)
     if is_shared:
         report = merged(processes.from_each(lambda: _run(own, file)), len(plan.labels))
     else:
@@ -88,7 +86,7 @@ def _run(plan: Plan, file: StateFile) -> AttackReport:
     """Attacks the images on the plan's devices, going on from what the file holds."""
     inputs.check_labels(plan.labels, len(plan.labels), plan.num_classes)
     state = VerdictState(plan.images, plan.attacked, 1 + len(plan.attacks))
-    file.restore(state, plan)
+    file.restore(state)
     for number, (name, attack) in enumerate(plan.attacks.items(), 1):
         if number < state.current:
             continue
@@ -117,9 +115,8 @@ def _status(plan: Plan, state: VerdictState, counts: Counts) -> Status:
     name, attack = list(plan.attacks.items())[number - 1]
 
     def cost(attack: Stepwise) -> float:
-        """Returns a step's cost in forward passes; a gradient pass counts as three."""
         forward, gradient = attack.passes(plan.num_classes)
-        return forward + 3 * gradient
+        return forward + 3 * gradient  # a gradient pass takes as long as three
 
     def work(attack: Stepwise) -> float:
         return attack.num_runs(plan.num_classes) * attack.num_steps * cost(attack)

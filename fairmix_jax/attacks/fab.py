@@ -58,8 +58,7 @@ def make(
     half the radius from it. A step costs a backward pass for every other class (for one, if
     targeted) and a second forward pass.
 
-    If `targeted`, a run has one target instead of all other classes. Arguments as in `apgd.make`;
-    success is a misclassified point within `epsilon`.
+    Arguments as in `apgd.make`; success is a misclassified point within `epsilon`.
 
     Reference: Croce and Hein 2020, arXiv 1907.02044, algorithm 1, and arXiv 2003.01690,
     section 5; constants as in the authors' code, which like this one has no final search.
@@ -71,8 +70,7 @@ def make(
         restart = run % num_restarts if targeted else run
         radius = jnp.where(restart == 0, 0.0, 0.5 * example.epsilon)
         image = jnp.clip(example.image + radius * drawn / lp_norm(drawn, norm), *bounds)
-        infinite = jnp.asarray(jnp.inf, image.dtype)
-        return State(image, example.image, infinite, jnp.asarray(False))
+        return State(image, example.image, jnp.asarray(jnp.inf, image.dtype), jnp.asarray(False))
 
     def step(network: Network, example: Example, run: Array, count: Array, state: State) -> State:
         def logits_of(x: Array) -> Array:

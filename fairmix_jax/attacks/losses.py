@@ -1,6 +1,7 @@
 """Objectives that attacks maximise: functions of one example's logits and its target.
 
 Logits are `[K]` with `K >= 2`; labels and targets are classes, `[]` int, unless said otherwise.
+The ratios are equations 6 and 7 of Croce and Hein 2020, arXiv 2003.01690.
 """
 
 from collections.abc import Callable
@@ -27,12 +28,7 @@ def cross_entropy(logits: Array, target: Array) -> Array:
 
 
 def kl(logits: Array, target: Array) -> Array:
-    """Returns `KL(target || softmax(logits))`.
-
-    The target is `[K]` probabilities, for TRADES those of the clean image; zeros are allowed.
-
-    Reference: Zhang et al. 2019, arXiv 1901.08573.
-    """
+    """Returns `KL(target || softmax(logits))`; the target is `[K]` probabilities, zeros allowed."""
     log_predicted = jax.nn.log_softmax(logits)
     log_target = jnp.where(target == 0, 0, jnp.log(target))
     return jnp.sum(target * (log_target - log_predicted), axis=-1)
@@ -41,7 +37,7 @@ def kl(logits: Array, target: Array) -> Array:
 def margin(logits: Array, target: Array) -> Array:
     """Returns `max_{k != y} z_k - z_y`, positive exactly where misclassified.
 
-    Reference: the f6 objective of Carlini and Wagner 2017, arXiv 1608.04644.
+    The f6 objective of Carlini and Wagner 2017, arXiv 1608.04644.
     """
     is_target = jnp.arange(logits.shape[0]) == target
     return jnp.max(jnp.where(is_target, -jnp.inf, logits)) - pick(logits, target)
@@ -58,8 +54,6 @@ def dlr(logits: Array, target: Array) -> Array:
     `z_(i)` is the i-th largest logit. Shifting or scaling the logits does not change it
     (up to the 1e-12 added to the denominator), so it does not saturate. The gradient flows
     through the denominator too. With two classes it is undefined, and this is `margin`.
-
-    Reference: Croce and Hein 2020, arXiv 2003.01690, equation 6.
     """
     if logits.shape[0] < 3:
         return margin(logits, target)
@@ -72,8 +66,6 @@ def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
     """Returns `-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)`, for a class `t` to move to.
 
     As `dlr`; with fewer than four classes it is undefined, and this is `targeted_margin`.
-
-    Reference: Croce and Hein 2020, arXiv 2003.01690, equation 7.
     """
     if logits.shape[0] < 4:
         return targeted_margin(logits, label, target)
@@ -99,13 +91,10 @@ def _largest(logits: Array, number: int) -> tuple[list[Array], list[Array]]:
     return values, classes
 
 
-_BY_NAME: dict[str, Objective] = {"ce": cross_entropy, "margin": margin, "dlr": dlr, "kl": kl}
-_TARGETED: dict[str, TargetedObjective] = {"dlr": targeted_dlr, "margin": targeted_margin}
-
-
 def objective(loss: str | Callable[..., Array], *, targeted: bool = False) -> Callable[..., Array]:
     """Returns the objective of that name (`ValueError` if unknown), or `loss` if a function."""
-    by_name = _TARGETED if targeted else _BY_NAME
+    untargeted = {"ce": cross_entropy, "margin": margin, "dlr": dlr, "kl": kl}
+    by_name = {"dlr": targeted_dlr, "margin": targeted_margin} if targeted else untargeted
     if not isinstance(loss, str):
         return loss
     if loss not in by_name:

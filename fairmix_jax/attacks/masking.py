@@ -55,23 +55,14 @@ def examine(
 ) -> Masking:  # fmt: skip
     """Looks for signs that a model hides its gradients rather than being robust.
 
-    A robust accuracy that rests on masked gradients is too high: the attacks were blind.
-    Shares are of all images. One above a limit that is no more than two images, or of no more than
-    two, is too few to tell, except for `large_radius_accuracy`.
+    A robust accuracy that rests on masked gradients is too high: the attacks were blind. The
+    signs and their limits, shares of all images, are those of docs/metrics.md. There
 
-    * `zero_gradient`: correctly classified images whose cross-entropy gradient is rounding or
-      not finite, at the image or at a random point of the ball: to first order the loss
-      changes by less than 1e-5 in the ball, or by less than 1e-6 a unit of any logit
-      (suspicious above 1 %, fail above 10 %).
-    * `non_finite_gradient`: those of them whose gradient is not finite (0, 10 %).
-    * `randomness`: whether two forward passes differ by more than 1e-4 of the largest logit
-      (suspicious: attack with the version `rand`).
-    * `probabilities`: whether the outputs are probabilities instead of logits (suspicious).
-    * `square_gain`: images that only Square broke, although it knows no gradient (0.2 %, 5 %).
-    * `more_steps_gain`: images that APGD-CE breaks only with twice the steps (2 %, 10 %).
-    * `restarts_gain`: images that it breaks only at one of four more restarts (5 %, 20 %).
-    * `large_radius_accuracy`: images that survive it when the ball is the whole box, where
-      every classifier must fall (0, 5 %).
+    * the gradient is that of the cross-entropy of a correctly classified image, there and at a
+      random point of the ball; it is none if to first order the loss changes by less than 1e-5
+      in the ball, or by less than 1e-6 a unit of any logit;
+    * two forward passes differ if by more than 1e-4 of the largest logit;
+    * in a ball that is the whole box every classifier must fall.
 
     `square_gain` needs a `report` of attacks on these images with Square last; `num_steps` are
     those of APGD-CE. All other arguments are those of `ensemble`.
@@ -123,22 +114,17 @@ def _finding(name: str, chosen: np.ndarray, labels: np.ndarray, num_classes: int
     per_class = np.bincount(labels[chosen], minlength=num_classes) / np.maximum(total, 1)
     share, count = float(chosen.mean()), int(chosen.sum())
     verdict = ("pass", "suspicious", "fail")[sum(share > limit for limit in limits)]
+    bound = f"more than {limits[1]:.1%}" if verdict == "fail" else f"the limit is {limits[0]:.1%}"
     if (verdict != "pass" and count <= few) or len(chosen) <= few:
         verdict = bound = _TOO_FEW
-    elif verdict == "fail":
-        bound = f"more than {limits[1]:.1%}"
-    else:
-        bound = f"the limit is {limits[0]:.1%}"
     reason = f"{share:.1%} of the images {what}; {bound}"
     return Finding(name, verdict, share, tuple(per_class.tolist()), reason)
 
 
 def _outputs(apply: Partial, images: np.ndarray, key: Key) -> list[Finding]:
     """Looks at the outputs of a batch, and at those of the same batch again."""
-    index, other_key = np.arange(len(images)), jax.random.fold_in(key, 1)
-    first, again, other = (
-        np.asarray(predict(apply, images, index, k)) for k in (key, key, other_key)
-    )
+    index, keys = np.arange(len(images)), (key, key, jax.random.fold_in(key, 1))
+    first, again, other = (np.asarray(predict(apply, images, index, k)) for k in keys)
     scale = max(float(np.nanmax(np.abs(first))), 1e-12)
     change = max(float(np.nanmax(np.abs(first - x))) / scale for x in (again, other))
     is_random = change > 1e-4

@@ -18,12 +18,8 @@ def run_attack(
     make: Callable[..., Stepwise], *arguments: Any, threat: ThreatModel,
     index: Array | None = None, early_exit: bool = True, **options: Any,
 ) -> Array:  # fmt: skip
-    """Returns `attack_batch` of what `make` makes with the `options`.
-
-    A `ValueError` names an image outside of the threat's bounds, where values are known.
-    """
-    _, _, images, labels = arguments
-    inputs.check_batch(images, labels, threat)
+    """Returns `attack_batch` of what `make` makes with the `options`, images checked first."""
+    inputs.check_batch(*arguments[2:], threat)
     attack = make(norm=threat.norm, bounds=threat.bounds, **options)
     how: Any = dict(epsilon=threat.epsilon, index=index, early_exit=early_exit)
     return attack_batch(attack, *arguments, **how)
@@ -41,15 +37,13 @@ def attack_batch(
 
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`; must not couple examples.
-      key: of the random starts; consumed.
+      key: of all randomness; consumed.
       images, labels: `[B, H, W, C]` float, inside the threat's bounds; `[B]` int, true classes.
       index: `[B]` int, numbers that tell the examples' keys apart; `0 .. B - 1` if `None`.
       early_exit: whether to stop at an example's first success; without, the last one of
         its run is returned. The verdict is the same.
 
-    Raises:
-      ValueError: a shape or type is wrong, a label is no class, or `logits_fn` does not return
-        logits; names it.
+    A ValueError names what is not as above, of the arguments or what `logits_fn` returns.
     """
     inputs.check_batch(images, labels)
     size = len(images)

@@ -32,19 +32,17 @@ def pgd(
 
     Guarantees: the result lies in the ball, with the exact difference to the image, and in the
     bounds (a traced radius is the float32 that it was traced as; `scale` gives its product);
-    an example's result depends on its own image, label, key and `index` only; no gradient
-    flows through it; `epsilon = 0` or `scale = 0` returns `images`. Whatever the gradient is,
-    the result is finite. With restarts, an
+    an example's result depends on its own image, label, key and `index` only, is finite, and no
+    gradient flows through it; `epsilon = 0` or `scale = 0` returns `images`. With restarts an
     example keeps the first result that `logits_fn` misclassifies, so more restarts never
     give fewer successes; nor does `"any_iterate"` give fewer than `"last_iterate"`.
 
-    Edge cases: where the gradient is zero or not finite a step stays in place; `num_steps=1` is
-    FGSM with random start (Wong et al. 2020, arXiv 2001.03994). Images of half precision are
-    attacked in float32, and the result is rounded to their type.
+    Edge cases: where the gradient is zero or not finite a step stays in place. Images of half
+    precision are attacked in float32, and the result is rounded to their type.
 
     Args:
-      logits_fn: images `[B, H, W, C]` to logits `[B, K]`. Must not couple examples: batch
-        norm with running statistics. Any JAX function; see `rewrite_convolutions`.
+      logits_fn: images `[B, H, W, C]` to logits `[B, K]`, any JAX function that does not couple
+        examples: batch norm with running statistics.
       key: of the random starts; consumed.
       images: `[B, H, W, C]` float, inside `threat.bounds`; the result has its type.
       labels: `[B]` int, the true classes.
@@ -66,9 +64,7 @@ def pgd(
       flag_non_finite: whether to return a pair, the above and `[B]` bool: a gradient on an
         example's way was not finite.
 
-    Raises:
-      ValueError: a shape, type or number above is violated, as far as it is known while tracing,
-        or `logits_fn` does not return logits; names it.
+    A ValueError names what is not as above, of the arguments or what `logits_fn` returns.
 
     Reference: Madry et al. 2018, arXiv 1706.06083.
     """
@@ -77,9 +73,7 @@ def pgd(
     inputs.check_batch(images, labels, threat)
     inputs.check_whole(0, num_steps=num_steps)
     inputs.check_whole(1, num_restarts=num_restarts)
-    inputs.check_finite(
-        0, step_size=step_size, momentum=momentum, scale=scale, step_scale=step_scale
-    )
+    inputs.check_finite(0, step_size=step_size, momentum=momentum)
     if start is not None and jnp.shape(start) != jnp.shape(images):
         raise ValueError(f"start has shape {jnp.shape(start)}; give {jnp.shape(images)}")
     dtype, images, labels = images.dtype, inputs.as_single(images), jnp.asarray(labels)
@@ -87,7 +81,7 @@ def pgd(
     targets = labels if targets is None else targets
     index = jnp.arange(len(images)) if index is None else index
     inputs.check_rows("index", index, len(images))
-    factors = _factors(scale, scale if step_scale is None else step_scale, images=images)
+    factors = _factors(scale, step_scale, images)
     loss_fn = objective(loss)
     logits_fn = inputs.checked_model(rewrite_convolutions(logits_fn), labels)
     norm, bounds = threat.norm, threat.bounds
@@ -106,27 +100,20 @@ def pgd(
             logits = logits_fn(x[None])[0]
             return loss_fn(logits, target), misclassified(logits, label)
 
-        if start is not None:
-            first = inside(start)
-        elif random_start:
+        if start is None and random_start:
             offset = random_offset(key, image.shape, norm=norm, epsilon=epsilon)
-            first = inside(image + offset.astype(image.dtype))
-        else:
-            first = image
-        spoiled = jnp.asarray(False) if flag_non_finite else None
-        return _ascend(evaluate, move, first, num_steps, momentum, keep != "last_iterate", spoiled)
+            start = image + offset.astype(image.dtype)
+        first = image if start is None else inside(start)
+        return _ascend(evaluate, move, first, num_steps, momentum, keep != "last_iterate")
 
-    def run(restart: Array) -> tuple[tuple[Array, ...], Array | None]:
+    def run(restart: Array) -> tuple[tuple[Array, ...], Array]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, restart), index)
         found = jax.vmap(one)(keys, images, labels, targets, factors, start)
         last, any_, spoiled = lax.stop_gradient(found)
         kept = {"last_iterate": (last,), "any_iterate": (any_,), "both": (last, any_)}[keep]
         return kept, spoiled
 
-    if num_restarts > 1:
-        kept, spoiled = _restart(run, lambda x: misclassified(logits_fn(x), labels), num_restarts)
-    else:
-        kept, spoiled = run(jnp.asarray(0))
+    kept, spoiled = _restart(run, lambda x: misclassified(logits_fn(x), labels), num_restarts)
     kept = tuple(x.astype(dtype) for x in kept)
     result = kept if keep == "both" else kept[0]
     return (result, spoiled) if flag_non_finite else result
@@ -135,10 +122,7 @@ def pgd(
 def fgsm(
     *arguments: Any, threat: ThreatModel, step_size: Array | float | None = None, **options: Any
 ) -> Array:
-    """Returns `pgd` with one step of `step_size` (`1.25 epsilon` if `None`) from a random start.
-
-    Reference: Wong et al. 2020, arXiv 2001.03994.
-    """
+    """Returns `pgd` with one step of `step_size`, `1.25 epsilon` if `None` (arXiv 2001.03994)."""
     step_size = 1.25 * threat.epsilon if step_size is None else step_size
     return pgd(*arguments, threat=threat, num_steps=1, step_size=step_size, **options)
 
@@ -148,35 +132,34 @@ def mi_fgsm(
     step_size: Array | float | None = None, momentum: float = 1.0, random_start: bool = False,
     **options: Any,
 ) -> Array:  # fmt: skip
-    """Returns `pgd` with momentum, from the image itself, `step_size` `epsilon / num_steps`.
-
-    Reference: Dong et al. 2018, arXiv 1710.06081.
-    """
+    """Returns `pgd` with momentum, from the image, `step_size` `epsilon / num_steps` if `None`."""
     options |= dict(momentum=momentum, random_start=random_start, num_steps=num_steps)
     inputs.check_whole(0, num_steps=num_steps)
     step_size = threat.epsilon / max(num_steps, 1) if step_size is None else step_size
     return pgd(*arguments, threat=threat, step_size=step_size, **options)
 
 
-def _factors(*given: Array | float, images: Array) -> list[Array]:
+def _factors(scale: Array | float, step_scale: Any, images: Array) -> list[Array]:
     """`[B]` each: factors of radius and step size, given as one number or as one an image."""
+    inputs.check_finite(0, scale=scale, step_scale=step_scale)
+    given = scale, scale if step_scale is None else step_scale
     factors = [jnp.asarray(factor, images.dtype) for factor in given]
     if any(factor.shape not in ((), (len(images),)) for factor in factors):
         raise ValueError(f"scale and step_scale: give one number, or {len(images)}, one an image")
     return [jnp.broadcast_to(factor, (len(images),)) for factor in factors]
 
 
-def _ascend(evaluate, move, x: Array, num_steps: int, momentum: float, keep_first: bool, spoiled):
+def _ascend(evaluate, move, x: Array, num_steps: int, momentum: float, keep_first: bool):
     """Returns the last of the points `move(x, gradient)`, and the first that is misclassified.
 
     `evaluate` is `x -> (value, misclassified)`. The second is the last unless `keep_first`. The
-    third is whether a gradient was not finite, or `None` as `spoiled` is.
+    third is whether a gradient was not finite.
     """
 
     def step(_, carry):
         x, velocity, kept, is_kept, spoiled = carry
         gradient, is_wrong = jax.grad(evaluate, has_aux=True)(x)
-        spoiled = None if spoiled is None else spoiled | ~jnp.all(jnp.isfinite(gradient))
+        spoiled |= ~jnp.all(jnp.isfinite(gradient))
         if keep_first:
             kept, is_kept = jnp.where(is_kept | ~is_wrong, kept, x), is_kept | is_wrong
         if momentum:
@@ -184,13 +167,13 @@ def _ascend(evaluate, move, x: Array, num_steps: int, momentum: float, keep_firs
             gradient = velocity
         return move(x, gradient), velocity, kept, is_kept, spoiled
 
-    velocity = jnp.zeros_like(x) if momentum else None
-    first = x, velocity, x, jnp.asarray(False), spoiled
+    velocity, no = jnp.zeros_like(x) if momentum else None, jnp.asarray(False)
+    first = x, velocity, x, no, no
     x, _, kept, is_kept, spoiled = lax.fori_loop(0, num_steps, step, first)
     return x, jnp.where(is_kept, kept, x), spoiled
 
 
-def _restart(run, is_broken, num_restarts: int) -> tuple[tuple[Array, ...], Array | None]:
+def _restart(run, is_broken, num_restarts: int) -> tuple[tuple[Array, ...], Array]:
     """Repeats `run(restart)` until all is broken, keeping each example's first success."""
 
     def unfinished(carry) -> Array:
@@ -205,10 +188,11 @@ def _restart(run, is_broken, num_restarts: int) -> tuple[tuple[Array, ...], Arra
             for is_done, old, new in zip(broken, kept, found, strict=True)
         )
         broken = tuple(b | is_broken(x) for b, x in zip(broken, images, strict=True))
-        spoiled = jax.tree.map(jnp.logical_or, spoiled, also_spoiled)
-        return restart + 1, (images, broken), spoiled
+        return restart + 1, (images, broken), spoiled | also_spoiled
 
     first, spoiled = run(jnp.asarray(0))
+    if num_restarts == 1:
+        return first, spoiled
     carry = jnp.asarray(1), (first, tuple(is_broken(x) for x in first)), spoiled
     _, (images, _), spoiled = lax.while_loop(unfinished, again, carry)
     return images, spoiled

@@ -23,14 +23,8 @@ from fairmix_jax.types import Key, ThreatModel
 class Plan:
     """All that stays the same while several attacks run on `N` images.
 
-    With `early_exit` an image leaves when it is broken; without, it stays to the end of the
-    run, which may change its adversarial image, never a verdict. With `compact` others take
-    its place at once; without, between batches only.
-
     Of several processes, which all call this without `devices`, each attacks its share of the
-    images, and all return the whole report. `workdir` is where to save the work under way, so
-    that the same call goes on after an interruption, to the same result; it is emptied at the
-    end. Several processes save apart, and go on if there are as many again.
+    images, saves for itself, and returns the whole report.
     """
 
     model: Partial  # `(images, key) -> logits`; it has the last word on every success
@@ -43,10 +37,9 @@ class Plan:
     search: Partial | None = None  # a cheaper version of the model (bfloat16, say), to attack
     seed: int = 0  # of all randomness
     batch_size: int = 256  # images under attack at a time, on each device
-    early_exit: bool = True
-    compact: bool = True
+    early_exit: bool = True  # whether a broken image leaves, or only at the end of its run
     devices: Sequence[jax.Device] | None = None  # to share the work; all if `None`
-    workdir: Path | str | None = None
+    workdir: Path | str | None = None  # of work under way, which the same call goes on with
     save_seconds: float = 30.0  # how often to save
     on_progress: Callable[[Any], None] = lambda status: None  # told an `ensemble.Status` at times
 
@@ -106,8 +99,9 @@ class Plan:
         ]
         return np.concatenate(parts)[: len(images)]
 
+    @cached_property
     def facts(self) -> dict[str, Any]:
-        """Returns what tells one evaluation from another, for its saved state."""
+        """What tells one evaluation from another, for its saved state."""
         predictions = np.argmax(self.logits, axis=1)
         return {
             "format": 3,
@@ -125,7 +119,7 @@ class Plan:
         }
 
     def _function(self) -> str:
-        """Returns the logits of a few images, as they are and moved, which tell functions apart.
+        """The logits of a few images, as they are and moved, which tell functions apart.
 
         To the last bit, but for models with weights, told apart anyway: hardware may round others.
         """

@@ -77,7 +77,7 @@ def _added(center: Array, offset: Array) -> Array:
 def norm_rounding(image: Array) -> float:
     """Returns more than a norm of images of this type errs by, relatively.
 
-    It is eight units of rounding, about 1e-6 in float32; norms of 150,000 pixels erred by two.
+    Eight units of rounding, about 1e-6 in float32; norms of 150,000 pixels erred by two.
     """
     return 8 * float(jnp.finfo(image.dtype).eps)
 
@@ -99,15 +99,14 @@ def to_hyperplane(
 ) -> Array:
     """Returns the shortest displacement of `point` to `weights . x = level` within `bounds`.
 
-    If no point of the box lies on the hyperplane, the displacement is the one in the box
-    that comes nearest to it. Coordinates without weight do not move.
+    `point` is inside `bounds`, which may be infinite. If no point of the box lies on the
+    hyperplane, the displacement is the one in the box that comes nearest to it. Coordinates
+    without weight do not move.
 
     Coordinate `i` moves by `min(t v_i, room_i)` against the sign of the violation, with
     `v = 1` in L-inf and `v = |weights|` in L2; `t` solves a piecewise linear, concave,
     increasing equation. Newton's method from 0 never passes its root and reaches the right
     piece in a few steps, so the solution is exact and needs no sorting.
-
-    `point` is inside `bounds`, which may be infinite, and of any shape; so is `weights`.
 
     Reference: Croce and Hein 2020, arXiv 1907.02044, section 2.3 (which sorts).
     """
@@ -153,11 +152,7 @@ def surface_start(key: Key, image: Array, epsilon: Array, norm: str) -> Array:
 
 
 def random_offset(key: Key, shape: tuple[int, ...], *, norm: str, epsilon: Array) -> Array:
-    """Returns a point drawn uniformly from the ball of radius `epsilon`.
-
-    For `"l2"` a normal direction is scaled by `epsilon U^(1/d)`, `U` uniform on `[0, 1]`,
-    which is uniform in the ball of dimension `d` (not on its surface). The key is consumed.
-    """
+    """Returns a point drawn uniformly from the ball (not its surface); the key is consumed."""
     if norm == "linf":
         return epsilon * jax.random.uniform(key, shape, minval=-1.0)
     direction_key, radius_key = jax.random.split(key)

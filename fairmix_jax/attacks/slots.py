@@ -86,19 +86,12 @@ def advance(
     attack: Stepwise, apply: Partial, queue: Queue, pool: Pool, *, num_steps: Array | int,
     few: Array | int = 0, early_exit: bool = True, confirm: Partial | None = None,
 ) -> Pool:  # fmt: skip
-    """Takes up to `num_steps` steps in every slot.
+    """Takes up to `num_steps` steps in every slot, fewer once no item waits and `few` are taken.
 
-    It stops earlier once no item waits and at most `few` slots are taken; both numbers may be
-    traced. Before a step free slots go to waiting items, and examples whose run is over start the
-    next; after it those that are broken or have no run left leave.
-
-    Args:
-      apply: `(images, key) -> logits`, the model the attack sees.
-      pool: as returned by `empty` or this.
-      early_exit: whether an example leaves when it is broken, or only at the end of the
-        run. The verdicts are the same.
-      confirm: if given, a success counts only if this model misclassifies the image too;
-        else the attack on it goes on.
+    Before a step free slots go to waiting items, and examples whose run is over start the next;
+    after it those that are broken (without `early_exit` not before the end of the run) or have no
+    run left leave. If `confirm` is given, a success counts only if that model misclassifies the
+    image too; else the attack on it goes on.
     """
     capacity, num_runs = len(queue.labels), attack.num_runs(queue.rivals.shape[1] + 1)
 
@@ -151,10 +144,9 @@ def _started(attack: Stepwise, queue: Queue, slots: Slots) -> Slots:
 
 
 def _examples(queue: Queue, slots: Slots, *, is_start: bool = False) -> Example:
-    """Returns the examples in the slots as the attack sees them, `[S]`, at the start or in a step.
+    """The examples in the slots as the attack sees them, `[S]`, at the start or in a step.
 
-    Keys come from the attack's key, which is only folded, and what tells examples, runs and steps
-    apart; they are not drawn in the order of the work.
+    Keys follow from the attack's key, the example, the run and the step, not the order of work.
     """
     row = jnp.minimum(slots.item, len(queue.labels) - 1)
 
@@ -180,10 +172,9 @@ def _step(attack: Stepwise, apply: Partial, confirm, queue: Queue, slots: Slots)
 def _confirm(confirm: Partial, examples: Example, before, after):
     """Takes back a new success that `confirm` does not misclassify, and keeps an old one.
 
-    Why: an attack may search with a cheaper model (bfloat16), on which an image can be
-    misclassified by rounding alone; the verdict is about the model itself. It is asked right
-    after the step, so that the attack goes on where it says no, and only where there is a
-    new success in some slot, so that it costs next to nothing.
+    Why: a cheaper model (bfloat16) to search with may misclassify an image by rounding alone; the
+    verdict is about the model itself. It is asked right after the step, so that the attack goes on
+    where it says no, and only if some slot has a new success, so that it costs next to nothing.
     """
     network = network_of(confirm)
 

@@ -67,12 +67,11 @@ def make(
 ) -> Stepwise:
     """Returns the Square attack on the margin.
 
-    From vertical stripes (L-inf) or a grid of bumps (L2) at full radius, each query changes
-    a square window and is kept if it lowers the margin. The window's share of the image,
-    `initial_share` at first, is halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and
-    8000 queries, whatever `num_queries` is (the schedule of AutoAttack). Images need not
-    be square; windows are, and at most as large as the shorter side. Each example draws its
-    own windows; AutoAttack shares them in a batch.
+    From `random_start` each query changes a square window and is kept if it lowers the margin. The
+    window's share of the image, `initial_share` at first, is halved at each of `_STAGES`, whatever
+    `num_queries` is (the schedule of AutoAttack). Images need not be square; windows are, and at
+    most as large as the shorter side. Each example draws its own; AutoAttack shares them in a
+    batch.
 
     Reference: Andriushchenko et al. 2020, arXiv 1912.00049, algorithms 1 to 3.
     """
@@ -86,23 +85,20 @@ def make(
     def start(example: Example, run: Array) -> State:
         image = random_start(example.key, example.image, example.epsilon, norm=norm)
         best = inside(image, example)
-        infinite = jnp.asarray(jnp.inf, best.dtype)
-        return State(best, infinite, best, jnp.asarray(False))
+        return State(best, jnp.asarray(jnp.inf, best.dtype), best, jnp.asarray(False))
 
     def step(network: Network, example: Example, run: Array, count: Array, state: State) -> State:
         query = jnp.maximum(count - 1, 0)
         drawn = draws(example.key, query, example.image.shape[-1])
         sides, stage_of = stages(example.image.shape, num_queries, initial_share, norm)
-        moved = inside(
-            propose(drawn, sides, jnp.asarray(stage_of)[query], example, state.best), example
-        )
-        image = jnp.where(count == 0, state.best, moved)
+        moved = propose(drawn, sides, jnp.asarray(stage_of)[query], example, state.best)
+        image = jnp.where(count == 0, state.best, inside(moved, example))
         logits = network(image, example.network_key)
         loss, is_wrong = -margin(logits, example.label), misclassified(logits, example.label)
-        is_kept = is_wrong | (loss < state.loss) | (loss <= 0)
+        is_lower = is_wrong | (loss < state.loss)
         return State(
-            best=jnp.where(is_kept, image, state.best),
-            loss=jnp.where(is_wrong | (loss < state.loss), loss, state.loss),
+            best=jnp.where(is_lower | (loss <= 0), image, state.best),
+            loss=jnp.where(is_lower, loss, state.loss),
             adversarial=jnp.where(is_wrong, image, state.adversarial),
             broken=state.broken | is_wrong,
         )

@@ -38,13 +38,9 @@ class Example(NamedTuple):
 class Stepwise(NamedTuple):
     """An attack: runs (restarts, targets) of steps, on one example, as pure functions.
 
-    A loop that calls `step` for many examples under `vmap` is the attack; since every
-    example has its own state, counter and key, the examples may be at different steps,
-    leave when they are broken and make room for others, and no result depends on which
-    examples are attacked together.
-
-    A state is a pytree of arrays with at least `broken`, `[]` bool, whether a misclassified
-    point in the ball was found, which stays true, and `adversarial`, `[H, W, C]`, that point.
+    A loop that calls `step` for many examples under `vmap` is the attack, see `slots`. A state
+    is a pytree of arrays with at least `broken`, `[]` bool, whether a misclassified point in the
+    ball was found, which stays true, and `adversarial`, `[H, W, C]`, that point.
     """
 
     num_runs: Callable[[int], int]  # of the number of classes: runs until one breaks the example
@@ -60,10 +56,7 @@ Classifier = LogitsFn | Randomized
 
 
 def partial_of(classifier: Classifier) -> Partial:
-    """Returns it as a pytree `(images, key) -> logits`, see `rewrite_convolutions`.
-
-    Arrays of a `Partial` are leaves.
-    """
+    """Returns it as a pytree `(images, key) -> logits`; arrays of a `Partial` are leaves."""
     is_random = isinstance(classifier, Randomized)
     inner = classifier.apply if is_random else classifier
     inner = inner if isinstance(inner, Partial) else Partial(inner)

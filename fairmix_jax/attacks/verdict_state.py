@@ -74,19 +74,18 @@ class StateFile:
 
     An image in the middle of an attack is saved with the attack's state: begun again it would
     come to the same verdict, but a run of Square is thousands of queries. The file belongs to
-    one evaluation, told by its plan's `facts`.
+    one evaluation, told by its plan's `facts`; without a `workdir` there is none.
     """
 
-    def __init__(self, directory: Path | str | None, save_seconds: float):
-        """Saves nothing if `directory` is `None`; `is_due` every `save_seconds`."""
-        self._path = Path(directory) / "under_way.npz" if directory else None
-        self._save_seconds, self._saved = save_seconds, time.monotonic()
-        self._facts = ""
+    def __init__(self, plan: Plan):
+        self._plan, self._saved = plan, time.monotonic()
+        self._path = Path(plan.workdir) / "under_way.npz" if plan.workdir else None
 
     @property
     def is_due(self) -> bool:
         """Whether it is time to save."""
-        return self._path is not None and time.monotonic() - self._saved >= self._save_seconds
+        waited = time.monotonic() - self._saved
+        return self._path is not None and waited >= self._plan.save_seconds
 
     def save(self, state: Savable) -> None:
         """Replaces what was saved before."""
@@ -94,22 +93,16 @@ class StateFile:
             return
         fields = dict(vars(state))
         fields |= {f"leaf_{n}": leaf for n, leaf in enumerate(fields.pop("unfinished"))}
-        sealed.write(self._path, facts=self._facts, **fields)
+        sealed.write(self._path, facts=json.dumps(self._plan.facts), **fields)
         self._saved = time.monotonic()
 
-    def restore(self, state: Savable, plan: Plan) -> None:
-        """Fills `state` with what was saved of this plan's evaluation, if anything was.
+    def restore(self, state: Savable) -> None:
+        """Fills `state` with what was saved of this evaluation, if anything was.
 
-        What is damaged, or carries no digest, as version 0.1 wrote it, counts for nothing.
-
-        Raises:
-          OtherEvaluation: it belongs to a different one; names what differs.
+        What is damaged, or carries no digest, as version 0.1 wrote it, counts for nothing; of what
+        belongs to an `OtherEvaluation` the error names what differs.
         """
-        if self._path is None:
-            return
-        facts = plan.facts()
-        self._facts = json.dumps(facts)
-        if not self._path.exists():
+        if self._path is None or not self._path.exists():
             return
         try:
             saved = sealed.read(self._path)
@@ -117,7 +110,7 @@ class StateFile:
             logging.getLogger(__name__).warning("%s; this evaluation begins again", error)
             return
         found = json.loads(str(saved.pop("facts")))
-        for name, value in facts.items():
+        for name, value in self._plan.facts.items():
             if found.get(name) != value:
                 raise OtherEvaluation(
                     f"{self._path} belongs to an evaluation with {name}={found.get(name)}, "

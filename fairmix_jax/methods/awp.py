@@ -11,12 +11,9 @@ SOURCE = Source("Wu et al. 2020, arXiv 2004.05884", "csdongxian/AWP", "MIT")
 def perturb(params: Params, gradient: Params, *, gamma: Array | float) -> Params:
     """Returns `w + gamma ||w|| g / ||g||` for every weight tensor of a layer.
 
-    Biases and normalisation parameters (of one dimension) stay. A tensor without gradient
-    stays. The original takes one step of plain gradient ascent on a copy of the network and
-    rescales the difference; its learning rate cancels, so there is none here. The published
-    `gamma` is 0.01 for PGD-AT, 0.005 for TRADES.
-
-    Reference: formulas as described from the official code.
+    Tensors of one dimension (biases, normalisation) and those without gradient stay. The original
+    takes a step of plain gradient ascent on a copy of the network and rescales the difference; its
+    learning rate cancels. The published `gamma` is 0.01 for PGD-AT, 0.005 for TRADES.
     """
 
     def one(weight: Array, gradient: Array) -> Array:

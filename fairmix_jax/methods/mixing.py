@@ -51,14 +51,9 @@ def make(
       weights: fixed weights, used instead of `law` if not empty.
       class_strength: `K` factors of `probability`; all ones if empty. The strength that
         the mixing is called with multiplies them.
-      probability: with which an image is mixed, see `mixup.same_class_mixup`.
-      law: of the weights, as there.
-      num_groups: as there.
-      **options: as there.
+      probability, law, num_groups, **options: as in `mixup.draw_plan`.
 
-    Raises:
-      ValueError: unknown name or stage, weights that are not convex, or `class_strength` is
-        not one number a class.
+    A ValueError names what does not fit.
     """
     if name not in NAMES:
         raise ValueError(f"mixing.name={name!r} is unknown; choose one of {', '.join(NAMES)}")

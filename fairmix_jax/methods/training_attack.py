@@ -25,29 +25,19 @@ _CHOICES = {"attack.batch_norm": ("eval", "train"), "base.start": get_args(Start
 class TrainingAttack:
     """Projected gradient ascent with the radius and step size of each example's class.
 
-    Attributes:
-      threat, num_steps, step_size: as in `attacks.pgd`; no step at all is allowed.
-      batch_norm: `"eval"` normalises with running statistics, so that no example influences
-        another; `"train"` with those of the batch under attack, as Rice et al. 2020 (arXiv
-        2002.11569) and Wong et al. 2020 do: the ascent is then on the batch's summed loss.
-        Neither writes running statistics.
-      start: `"uniform"` in the ball, `"normal"`, or `"none"`, at the image itself.
-      start_fraction: the part of the radius that a uniform start fills.
-      noise: the standard deviation of a normal start, in pixel units.
-      targets: see `types.Rule`.
-
-    Raises:
-      ValueError: unknown `batch_norm` or `start`.
+    With `batch_norm="eval"` running statistics normalise, so that no example influences another;
+    with `"train"` those of the batch under attack, as Rice et al. 2020 (arXiv 2002.11569) and Wong
+    et al. 2020 do: the ascent is then on the batch's summed loss. Neither writes statistics.
     """
 
     threat: ThreatModel
-    num_steps: int
-    step_size: float
+    num_steps: int  # no step at all is allowed
+    step_size: float  # as in `attacks.pgd`
     batch_norm: str = "eval"
-    start: str = "uniform"
-    start_fraction: float = 1.0
-    noise: float = 0.001
-    targets: Callable[[Key, Array, Array], Array] | None = None
+    start: str = "uniform"  # in the ball, or `"normal"`, or `"none"`, at the image itself
+    start_fraction: float = 1.0  # the part of the radius that a uniform start fills
+    noise: float = 0.001  # the standard deviation of a normal start, in pixel units
+    targets: Callable[[Key, Array, Array], Array] | None = None  # see `types.Rule`
 
     def __post_init__(self):
         for field, choices in _CHOICES.items():
@@ -61,9 +51,8 @@ class TrainingAttack:
     ) -> Array:  # fmt: skip
         """Returns adversarial images `[B, H, W, C]` that ascend `loss(logits [K], target)`.
 
-        They lie within `inputs.radius * epsilon` of `inputs.images` and in the bounds; a
-        factor of zero returns the images. `loss`, see `attacks.pgd`, compares with `compare`,
-        leading `B`, or with `inputs.targets` if that is `None`.
+        They lie within `inputs.radius * epsilon` of `inputs.images` and in the bounds. Targets are
+        `compare`, with leading `B`, or `inputs.targets` if that is `None`.
         """
         loss, compare = objective(loss), inputs.targets if compare is None else compare
         if self.targets is not None:
@@ -110,15 +99,12 @@ class TrainingAttack:
             epsilon = radius * threat.epsilon
             return project(x, image, norm=threat.norm, epsilon=epsilon, bounds=threat.bounds)
 
-        def total(x: Array) -> Array:
-            return jnp.sum(jax.vmap(loss)(network(x), compare))
-
         def move(x: Array, gradient: Array, image: Array, radius: Array, factor: Array) -> Array:
             direction = steepest_direction(gradient, threat.norm)
             return inside(x + factor * self.step_size * direction, image, radius)
 
         def step(_, x: Array) -> Array:
-            gradient = jax.grad(total)(x)
+            gradient = jax.grad(lambda x: jnp.sum(jax.vmap(loss)(network(x), compare)))(x)
             return jax.vmap(move)(x, gradient, inputs.images, inputs.radius, inputs.step_size)
 
         first = jax.vmap(inside)(start, inputs.images, inputs.radius)

@@ -2,9 +2,10 @@
 
 A member is a module in a folder `fairmix_jax/<axis>/` with a function `make`, whose keyword
 arguments are the member's config fields and whose defaults and annotations are theirs: a type,
-or one with limits, such as `declared.Share`.
+or one with limits, such as `types.Share`.
 """
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -64,12 +65,31 @@ def load(axis: str, name: str) -> Callable[..., Any]:
 
 def fields(axis: str, name: str) -> dict[str, declared.Field]:
     """Returns the config fields of a member by the names of its arguments."""
-    made_by = inspect.signature(load(axis, name)).parameters.values()
+    return _fields(axis, load(axis, name))
+
+
+def _fields(axis: str, make: Callable[..., Any]) -> dict[str, declared.Field]:
     return {
         p.name: declared.field(f"{_SECTION[axis]}.{p.name}", p.annotation, p.default)
-        for p in made_by
+        for p in inspect.signature(make).parameters.values()
         if p.kind is p.KEYWORD_ONLY
     }
+
+
+def checked(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a member's `make`: what its annotations exclude is a ValueError, as in a config."""
+    known = _fields(make.__module__.split(".")[-2], make)
+
+    @functools.wraps(make)
+    def careful(*given: Any, **options: Any) -> Any:
+        try:
+            for name in known.keys() & options.keys():
+                known[name].require(options[name])
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        return make(*given, **options)
+
+    return careful
 
 
 def parameters(axis: str, name: str) -> dict[str, Any]:

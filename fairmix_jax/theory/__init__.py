@@ -114,9 +114,8 @@ def trained_risks(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Returns the risks of "+" and "-" of the classifier optimal for its training data.
 
-    Natural training has `training_budget=0`, adversarial training more, but less than the
-    separation; unmixed data have `s=1`, mixed data less; risks are natural at `budget=0`,
-    adversarial at more.
+    Training is natural at `training_budget=0`, adversarial at more (below the separation), and so
+    are the risks by `budget`; unmixed data have `s=1`, mixed data less.
 
     Guarantees, for equal priors and factors: `s=1` gives the formulas of Xu et al. (S3).
     With `ratio > 1` the signed disparity rises with `s`, so more mixing lowers it (S4);
@@ -143,8 +142,7 @@ def equal_error_bias(margin: ArrayLike, ratio: ArrayLike) -> np.ndarray:
 def minimax_risk(margin: ArrayLike, ratio: ArrayLike) -> np.ndarray:
     """Returns `Phi(-2 mu / (K + 1))`, the least risk of the worse class (S6).
 
-    Guarantees: the risk of both classes at `equal_error_bias`, so their limit for `s -> 0`
-    where the test budget is that of training.
+    Guarantees: the risk of both classes at `equal_error_bias`.
     """
     margin, ratio = positive(margin=margin, ratio=ratio)
     return special.ndtr(-2 * margin / (ratio + 1))
@@ -153,8 +151,8 @@ def minimax_risk(margin: ArrayLike, ratio: ArrayLike) -> np.ndarray:
 def disparity_rate(margin: ArrayLike, ratio: ArrayLike) -> np.ndarray:
     """Returns the limit of disparity over `s` for `s -> 0` at the training budget (S6).
 
-    `phi(2 mu / (K + 1)) (K + 1) ln K / (2 mu)`. At a smaller test budget the disparity
-    tends to `disparity(equal_error_bias(margin, ratio), ...) > 0` instead, if `ratio > 1`.
+    At a smaller test budget the disparity tends to `disparity(equal_error_bias(margin, ratio),
+    ...) > 0` instead, if `ratio > 1`.
     """
     margin, ratio = positive(margin=margin, ratio=ratio)
     half = 2 * margin / (ratio + 1)
@@ -164,9 +162,9 @@ def disparity_rate(margin: ArrayLike, ratio: ArrayLike) -> np.ndarray:
 def factor_of_bias(beta: ArrayLike, margin: ArrayLike, ratio: ArrayLike) -> np.ndarray:
     """Returns the `s` for which `beta` is optimal at equal priors, the inverse of S2.
 
-    `((mu - beta)^2 - (mu + beta)^2 / K^2) / (2 ln K)` for `K != 1`; NaN where no `s > 0` makes
-    `beta` optimal. With the `beta` of natural training without mixing it gives the `s` at which
-    the average natural risk of adversarial training is least; above 1 that is passed already (S7).
+    For `K != 1`; NaN where no `s > 0` makes `beta` optimal. With the `beta` of natural training
+    without mixing it gives the `s` at which the average natural risk of adversarial training is
+    least; above 1 that is passed already (S7).
     """
     (margin,), (ratio,) = positive(margin=margin), not_one(ratio=ratio)
     beta = np.asarray(beta, np.float64)
@@ -178,8 +176,7 @@ def factor_of_bias(beta: ArrayLike, margin: ArrayLike, ratio: ArrayLike) -> np.n
 def flip_factor(margin: ArrayLike, ratio: ArrayLike, excess: ArrayLike) -> np.ndarray:
     """Returns the `s` at which the disparity at a larger test budget is zero (S5).
 
-    `(K - 1) x (4 mu + (K - 1)^2 x / K) / (2 K (K + 1) ln K)` for `K != 1`, with `x = excess`,
-    at least 0, the budget of the test minus that of training.
+    For `K != 1`; `excess`, at least 0, is the budget of the test minus that of training.
 
     Guarantees: for `ratio > 1` the disparity is positive for larger `s` and negative for
     smaller, so below this point more mixing increases its absolute value. At least 1: the
@@ -196,12 +193,8 @@ def bias_sensitivity(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the derivatives of `optimal_bias` by the factors of "+" and of "-" (S4, S13).
 
-    With the standardised distances `z+ = (mu + beta) / (K sqrt(s))`,
-    `z- = (mu - beta) / sqrt(s_minus)` and `r = z+ / (K sqrt(s)) + z- / sqrt(s_minus)`:
-    `(z+^2 - 1) / (2 r s)` and `(1 - z-^2) / (2 r s_minus)`. The factors must be positive.
-
-    Guarantees: mixing a class a little more moves the boundary in its own favour if its
-    risk on the mixed training data lies between Phi(-1) = 0.1587 and Phi(1), and in favour
+    The factors must be positive. Mixing a class a little more moves the boundary in its own favour
+    if its risk on the mixed training data lies between Phi(-1) = 0.1587 and Phi(1), and in favour
     of the other class if it lies outside. At equal factors and priors the sum is
     `-K ln K / sqrt(4 mu^2 + 2 s (K^2 - 1) ln K)`. NaN where the optimum is a constant rule.
     """

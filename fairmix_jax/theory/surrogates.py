@@ -26,8 +26,7 @@ def optimal_direction(mean: ArrayLike, *, epsilon: float = 0.0) -> np.ndarray:
     coordinates that the attack can reverse get no weight. `epsilon`, at least 0, is the radius
     of training in the units of the mean; ValueError if no coordinate exceeds it.
 
-    Guarantees: of all unit vectors it has the largest margin, `w theta - epsilon ||w||_1`,
-    which is the norm of the thresholded mean.
+    Guarantees: of all unit vectors it has the largest margin, `w theta - epsilon ||w||_1`.
     """
     (mean,), (radius,) = finite(mean=mean), nonnegative(epsilon=epsilon)
     weights = np.sign(mean) * np.maximum(np.abs(mean) - radius, 0.0)
@@ -41,11 +40,9 @@ def project(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns separation and budget of the model as a linear classifier sees it (S10).
 
-    `w theta / sigma` and `epsilon ||w||_1 / sigma` for `||w||_2 = 1`; their difference is
-    the margin. With them every function of `theory` holds for any mean.
-
-    Direction (of any length but 0) and mean are `[d]`; the radius `epsilon` is at least 0, the
-    standard deviation of the narrow class, `sigma`, positive.
+    `w theta / sigma` and `epsilon ||w||_1 / sigma` for `||w||_2 = 1`, with which every function of
+    `theory` holds for any mean. Direction (of any length but 0) and mean are `[d]`; `epsilon` is at
+    least 0, the standard deviation of the narrow class, `sigma`, positive.
     """
     (deviation,), (radius,) = positive(sigma=sigma), nonnegative(epsilon=epsilon)
     direction, mean = finite(direction=direction, mean=mean)
@@ -79,8 +76,7 @@ def expected_factor(
 def factor_with_replacement(s: ArrayLike, pool: ArrayLike) -> np.ndarray:
     """Returns the mean factor if samples are drawn with replacement from a pool (S14).
 
-    `s + (1 - s) / n` for a pool of n members of the class. `mixup.same_class_partners`
-    draws without replacement and needs no correction.
+    `s + (1 - s) / n` for n members of the class. `mixup` draws without and needs no correction.
     """
     (s,), (pool,) = nonnegative(s=s), at_least_one(pool=pool)
     return s + (1 - s) / pool
@@ -89,9 +85,7 @@ def factor_with_replacement(s: ArrayLike, pool: ArrayLike) -> np.ndarray:
 def squared_loss_bias(margin: ArrayLike, ratio: ArrayLike, **mixing: ArrayLike) -> np.ndarray:
     """Returns the bias of least squares on labels +1 and -1 (S15 a).
 
-    `(2 pi - 1) (var / cov - mu)` with `cov = 4 pi (1 - pi) mu` and
-    `var = pi K^2 s + (1 - pi) s_minus + 4 pi (1 - pi) mu^2`. Training points are shifted by
-    the budget towards the boundary, as against the 0-1 loss.
+    Training points are shifted by the budget towards the boundary, as against the 0-1 loss.
 
     Guarantees: 0 for `prior=0.5`, whatever the factors: mixing does nothing.
     """
@@ -114,8 +108,6 @@ def logistic_bias(
     Takes numbers; the factors must be positive, the decay at least 0, and the intercept is not
     decayed. ValueError, too, if both classes can be more than 8 standard deviations from the
     boundary, too far for these sums.
-
-    Guarantees: the problem is convex in `(a, a beta)`; stops at steps below 1e-12.
     """
     s_minus = s if s_minus is None else s_minus
     positive(s=s, s_minus=s_minus)

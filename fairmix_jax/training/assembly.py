@@ -26,21 +26,13 @@ from fairmix_jax.training.task import Task
 
 
 class Trainer(NamedTuple):
-    """A run's pure parts.
-
-    Attributes:
-      initial_state: before the first step.
-      train_step: see `step.make_train_step`.
-      rule, averaging: as given to the step; the loop calls their other functions.
-      frozen_base: the base with the model in evaluation mode and nothing of the rule in its
-        attack, for validation.
-    """
+    """A run's pure parts."""
 
     initial_state: t.TrainState
     train_step: TrainStep
-    rule: t.Rule
-    averaging: t.Averaging
-    frozen_base: t.Base
+    rule: t.Rule  # as in the step; the loop calls its other functions
+    averaging: t.Averaging  # the same
+    frozen_base: t.Base  # with the model in evaluation mode and no rule in its attack
 
     def evaluated_weights(self, state: t.TrainState) -> t.Weights:
         """Returns the weights to evaluate: averaged, if there is an average."""
@@ -50,9 +42,7 @@ class Trainer(NamedTuple):
 def hot_start(settings: Settings, task: Task) -> t.Weights | None:
     """Returns the weights of another run that `hot_start.workdir` names, `None` for none.
 
-    Raises:
-      UsageError: they are not there, belong to another network, or were trained on images
-        that this run validates with.
+    A `UsageError` if they do not fit, or were trained on images that this run validates with.
     """
     chosen, source = settings.hot_start, Path(settings.hot_start.workdir)
     if not chosen.workdir:
@@ -98,36 +88,31 @@ def calibration(settings: Settings, task: Task) -> t.Calibration:
 def assemble(settings: Settings, task: Task, *, total_steps: int, key: t.Key) -> Trainer:
     """Returns the training step and the initial state of a run; the key is consumed.
 
-    Raises:
-      UsageError: a member or a number does not fit, or a member reads a validation set that
-        is not there.
+    A `UsageError` if a number does not fit, or a member reads a validation set that is not there.
     """
     num_classes = len(task.dataset.class_names)
     rule = _member("rules", settings.rule, num_classes)
     averaging = _member("averaging", settings.averaging)
     readers = {"rule": set(rule.reads) & t.VALIDATION, "averaging": averaging.end_epoch}
-    counts = np.bincount(task.validation.labels, minlength=num_classes)
-    lacking = [label for label in np.unique(task.train.labels) if not counts[label]]
+    lacking = np.setdiff1d(task.train.labels, task.validation.labels)
     for reader, what in readers.items():
-        if what and lacking:
+        if what and len(lacking):
             name = task.dataset.class_names[lacking[0]]
-            which = f"no image of {name!r} is in it" if counts.any() else "there is none"
+            is_some = len(task.validation.labels) > 0
+            which = f"no image of {name!r} is in it" if is_some else "there is none"
             raise UsageError(
                 f"{reader}.name={getattr(settings, reader).name!r} reads a validation set and "
                 f"{which}; raise data.val_fraction={settings.data.val_fraction}"
             )
     given, apply_fn = settings.attack, task.model.apply
-    attack = TrainingAttack(
-        task.threat, given.num_steps, given.step_size, given.batch_norm, targets=rule.targets
-    )
+    untargeted = TrainingAttack(task.threat, given.num_steps, given.step_size, given.batch_norm)
+    attack = dataclasses.replace(untargeted, targets=rule.targets)
     base = _member("bases", settings.base, apply_fn, attack)
 
     def frozen_apply(params, batch_stats, images, *, train, **options):
-        """The model that normalises with running statistics whatever it is asked to do."""
-        del train
+        del train  # it normalises with running statistics whatever it is asked to do
         return apply_fn(params, batch_stats, images, train=False, **options)
 
-    untargeted = dataclasses.replace(attack, targets=None)
     frozen_base = _member("bases", settings.base, frozen_apply, untargeted)
     options = dataclasses.asdict(settings.mixing)
     part_mixed = 1 - options.pop("off_epochs") / settings.total_epochs
@@ -148,13 +133,10 @@ def assemble(settings: Settings, task: Task, *, total_steps: int, key: t.Key) ->
 def optimizer(given: Optimizer, *, total_steps: int) -> optax.GradientTransformation:
     """Returns the optimizer of a run of so many steps; schedules are in parts of it.
 
-    Weight decay is the L2 penalty of the robust-training literature: `weight_decay` times
-    the parameters is added to the gradient, before momentum. Without `decay_biases` parameters
-    of one dimension do not decay; with it they do, as in PyTorch's SGD. Cosine and linear
-    schedules end at zero; a warm-up rises linearly from it. Adam has no use for `momentum`.
-
-    Raises:
-      ValueError: `decays` is given and has not one number a milestone.
+    Weight decay is the L2 penalty of the robust-training literature, as in PyTorch's SGD:
+    `weight_decay` times the parameters (without `decay_biases` those of several dimensions) is
+    added to the gradient, before momentum. Cosine and linear schedules end at zero; a warm-up
+    rises linearly from it. ValueError if `decays` is given and has not one number a milestone.
     """
     milestones, decays, largest = given.milestones, given.decays, given.learning_rate
     if decays and len(decays) != len(milestones):
@@ -163,17 +145,14 @@ def optimizer(given: Optimizer, *, total_steps: int) -> optax.GradientTransforma
         )
     warmup_steps = round(given.warmup * total_steps)
     rest = max(total_steps - warmup_steps, 1)
-    if given.schedule == "piecewise":
-        steps = [round(fraction * total_steps) - warmup_steps for fraction in milestones]
-        factors = decays or [given.decay] * len(milestones)
-        factor_at = dict(zip(steps, factors, strict=True))
-        rate = optax.piecewise_constant_schedule(largest, factor_at)
-    elif given.schedule == "cosine":
-        rate = optax.cosine_decay_schedule(largest, rest)
-    elif given.schedule == "linear":
-        rate = optax.linear_schedule(largest, 0.0, rest)
-    else:
-        rate = optax.constant_schedule(largest)
+    steps = [round(fraction * total_steps) - warmup_steps for fraction in milestones]
+    factors = dict(zip(steps, decays or [given.decay] * len(milestones), strict=True))
+    rate = {
+        "piecewise": optax.piecewise_constant_schedule(largest, factors),
+        "cosine": optax.cosine_decay_schedule(largest, rest),
+        "linear": optax.linear_schedule(largest, 0.0, rest),
+        "constant": optax.constant_schedule(largest),
+    }[given.schedule]
     if warmup_steps:
         ramp = optax.linear_schedule(0.0, largest, warmup_steps)
         rate = optax.join_schedules([ramp, rate], [warmup_steps])
@@ -181,10 +160,8 @@ def optimizer(given: Optimizer, *, total_steps: int) -> optax.GradientTransforma
     def rate_at(count: Any) -> Any:  # optax's schedules mix types if given integers
         return rate(jnp.asarray(count, jnp.float32))
 
-    if given.name == "sgd":
-        update = optax.sgd(rate_at, momentum=given.momentum, nesterov=given.nesterov)
-    else:
-        update = optax.adam(rate_at)
+    sgd = optax.sgd(rate_at, momentum=given.momentum, nesterov=given.nesterov)
+    update = sgd if given.name == "sgd" else optax.adam(rate_at)
     mask = None if given.decay_biases else partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
     return optax.chain(optax.add_decayed_weights(given.weight_decay, mask), update)
 

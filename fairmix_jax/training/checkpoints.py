@@ -7,7 +7,7 @@ are told what it read. Any name that the file system takes will do for a folder.
 
 import json
 import shutil
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,11 @@ _FILE = "checkpoint.npz"
 Restored = tuple[Any, dict[str, Any]]  # a pytree, or its arrays by name, and the facts
 
 
-class Checkpoints(AbstractContextManager):
-    """A directory of checkpoints, made when the first is saved, the newest few kept.
-
-    Usable as a context manager, though nothing stays open.
-    """
+class Checkpoints:
+    """A directory of checkpoints, made when the first is saved, the newest few kept."""
 
     def __init__(self, directory: Path, *, max_to_keep: int):
         self._directory, self._max_to_keep = directory.absolute(), max_to_keep
-
-    def __exit__(self, *_) -> None:
-        pass
 
     def _steps(self) -> list[int]:
         found = self._directory.iterdir() if self._directory.is_dir() else ()
@@ -66,14 +60,11 @@ class Checkpoints(AbstractContextManager):
 
         A checkpoint that cannot be read or whose content does not match its sha256 is set
         aside as `damaged-STEP`, with a warning, and the one before it is tried. `template` is a
-        pytree of arrays with the structure, shapes and types to expect.
+        pytree of arrays with the structure, shapes and types to expect; if the newest sound one
+        is another network's, a `UsageError` says so.
 
-        With `since` none can stand in for the newest, and there is one of that step or a later
-        one, or none yet if it is 0.
-
-        Raises:
-          UsageError: the newest sound one is another network's, or with `since` the newest one is
-            damaged or gone. All stays where it is.
+        With `since` none can stand in for the newest, which is of that step or a later one, or
+        none yet if it is 0: a `UsageError` if it is damaged or gone. All stays where it is.
         """
 
         def restored() -> tuple[list[Any], dict[str, Any]] | None:
@@ -104,6 +95,33 @@ class Checkpoints(AbstractContextManager):
             target = self._directory / f"damaged-{step}-{number}"
         logging.warning("%s; the checkpoint is moved to %s", error, target.name)
         (self._directory / str(step)).rename(target)
+
+
+class KeptWeights:
+    """The best weights so far and, at the end, the last ones, each in a checkpoint of its own.
+
+    Its `facts` are saved with the state, so that a resumed run misses best weights that are gone:
+    the next best must not take their place. That, or damage, is a `UsageError`.
+    """
+
+    def __init__(self, folder: Path, template: Weights, facts: Mapping[str, Any]):
+        """Takes the facts of the state that the run goes on from, none at the start."""
+        self._template, self.facts = template, {"best": facts.get("best", 0)}
+        self._best = Checkpoints(folder / "best", max_to_keep=1)
+        self._last = Checkpoints(folder / "last", max_to_keep=1)
+        found = self._best.restore_latest(template, since=self.facts["best"])
+        self._best_score = found[1]["score"] if found else -1.0
+
+    def offer(self, step: int, weights: Weights, score: float) -> None:
+        """Keeps the weights if their score is the best so far."""
+        if score > self._best_score:
+            self._best.save(step, weights, score=score)
+            self._best_score, self.facts = score, {"best": step}
+
+    def save_last(self, step: int, weights: Weights) -> None:
+        """Keeps the last weights, also in place of damaged ones."""
+        if self._last.restore_latest(self._template) is None:
+            self._last.save(step, weights)
 
 
 def stored_weights(workdir: Path, which: str, model: Model) -> tuple[Weights, dict] | None:

@@ -20,7 +20,7 @@ from fairmix_jax.models.described import logits_partial
 from fairmix_jax.runtime import processes
 from fairmix_jax.runtime.console import console
 from fairmix_jax.training.assembly import Trainer
-from fairmix_jax.training.kept_weights import KeptWeights
+from fairmix_jax.training.checkpoints import KeptWeights
 from fairmix_jax.training.progress import MetricLog, TrainProgress
 from fairmix_jax.training.settings import Settings
 from fairmix_jax.training.step import StepMetrics
@@ -52,11 +52,11 @@ class EpochEnd:
         self._has_validation = len(task.validation.labels) > 0
         self._validator = Validator(settings, task, trainer.frozen_base, mesh)
         self._update = jax.jit(trainer.rule.update)
-        end_epoch, single_step = trainer.averaging.end_epoch, trainer.frozen_base.single_step
-        self._end_epoch = jax.jit(end_epoch) if end_epoch is not None else None
+        end_epoch = trainer.averaging.end_epoch
+        self._end_epoch = end_epoch and jax.jit(end_epoch)
         self._rule_reads = set(trainer.rule.reads) & t.VALIDATION
-        self._reads = self._rule_reads | ({"robust"} if end_epoch is not None else set())
-        self._reads |= {"robust", "base"} if single_step else set()
+        self._reads = self._rule_reads | ({"robust"} if end_epoch else set())
+        self._reads |= {"robust", "base"} if trainer.frozen_base.single_step else set()
 
     def __call__(
         self, state: t.TrainState, totals: StepMetrics, epoch: int, progress: TrainProgress
@@ -77,7 +77,7 @@ class EpochEnd:
         if is_validated or not self._rule_reads:
             statistics = t.EpochStatistics(jnp.asarray(epoch, jnp.int32), train, **measured)
             state = state.replace(rule_state=self._update(state.rule_state, statistics))
-        if is_validated and self._end_epoch is not None:
+        if is_validated and self._end_epoch:
             average = self._end_epoch(state.average, current, measured["robust"])
             state = state.replace(average=average)
         weights = self._trainer.evaluated_weights(state)
@@ -116,11 +116,11 @@ class EpochEnd:
     def _knobs(self, state: t.TrainState) -> dict[str, float]:
         """The knobs of the next epoch, those that the rule sets."""
         rule = self._trainer.rule
-        knobs = rule.knobs(state.rule_state)._asdict() if rule.sets else {}
+        knobs = rule.knobs(state.rule_state)
         return {
             f"rule/{knob}/class_{name}": float(value)
             for knob in rule.sets
-            for name, value in zip(self._class_names, np.asarray(knobs[knob]), strict=True)
+            for name, value in zip(self._class_names, np.asarray(getattr(knobs, knob)), strict=True)
         }
 
     def _scalars(self, prefix: str, counts: t.ClassCounts) -> dict[str, float]:
@@ -139,7 +139,7 @@ class Validator:
     """
 
     def __init__(self, settings: Settings, task: Task, base: t.Base, mesh: Mesh):
-        """Takes the base with the model in evaluation mode, and the devices that share a batch."""
+        """Takes a `frozen_base`, and the devices that share a batch."""
         self._key = jax.random.key(settings.seed)
         self._feed = batches.feed(task.validation, mesh)
         num_classes = len(task.dataset.class_names)
@@ -192,15 +192,12 @@ def _base_statistics(
 def overfits_single_step(single_step: float, pgd: float, best_pgd: float) -> bool:
     """Whether a network withstands its own one-step attack, but no longer PGD.
 
-    True if PGD leaves less than half the accuracy that the base's own attack leaves, and
-    that is a collapse: less than half of the best that PGD left in an earlier epoch, or
-    less than a tenth of an accuracy above one half. A network that is not yet robust to
-    anything is not meant. The limits are our choice; in sound single-step training the two
-    accuracies are within some points of each other, and after catastrophic overfitting PGD
-    leaves next to nothing (Wong et al. 2020, arXiv 2001.03994).
-
-    All three are accuracies of the then current weights on the validation set; `best_pgd` is the
-    largest `pgd` of the earlier validations, 0 if there is none.
+    All three are accuracies on the validation set; `best_pgd` is the largest `pgd` of earlier
+    validations, 0 if there is none. True if PGD leaves less than half the accuracy that the base's
+    own attack leaves, and that is a collapse: less than half of the best, or less than a tenth of
+    an accuracy above one half. The limits are our choice; in sound single-step training the two
+    are within some points of each other, and after catastrophic overfitting PGD leaves next to
+    nothing (Wong et al. 2020, arXiv 2001.03994).
     """
     is_collapse = pgd < 0.5 * best_pgd or (single_step > 0.5 and pgd < 0.1 * single_step)
     return pgd < 0.5 * single_step and is_collapse

@@ -15,10 +15,9 @@ from fairmix_jax.methods import class_statistics
 from fairmix_jax.runtime import processes, sharding
 from fairmix_jax.runtime.console import console, working
 from fairmix_jax.runtime.errors import Interrupted, StopRequest, UsageError
-from fairmix_jax.training.assembly import assemble, hot_start
-from fairmix_jax.training.checkpoints import Checkpoints, digest
+from fairmix_jax.training.assembly import Trainer, assemble, hot_start
+from fairmix_jax.training.checkpoints import Checkpoints, KeptWeights, digest
 from fairmix_jax.training.epoch_end import EpochEnd
-from fairmix_jax.training.kept_weights import KeptWeights
 from fairmix_jax.training.progress import TrainProgress
 from fairmix_jax.training.settings import Settings
 from fairmix_jax.training.step import StepMetrics, TrainStep, apart
@@ -35,14 +34,12 @@ def fit(settings: Settings, task: Task, workdir: Path) -> str:
 
     Guarantees: a run that is stopped at any moment, by any signal, and run again ends in
     the same state, bit for bit, as a run left alone on the same number of cores and
-    devices; on GPU only under `XLA_FLAGS=--xla_gpu_deterministic_ops=true`, since XLA's
-    gradients there are not deterministic otherwise. The test set is not touched. Of several
-    processes all call this; they save and stop at the same step.
+    devices; on GPU only under `XLA_FLAGS=--xla_gpu_deterministic_ops=true`. The test set is not
+    touched. Of several processes all call this; they save and stop at the same step.
 
     Raises:
       Interrupted: SIGTERM or SIGINT came, to any process; everything is saved.
-      UsageError: the settings cannot be built, or a checkpoint in `workdir` is another
-        network's, or the best weights so far are damaged or gone.
+      UsageError: the settings cannot be built, or a checkpoint in `workdir` does not fit.
       FloatingPointError: the loss is no longer finite.
     """
     mesh = devices(settings)
@@ -53,21 +50,16 @@ def fit(settings: Settings, task: Task, workdir: Path) -> str:
     init_key, order_key, step_key = jax.random.split(jax.random.key(settings.seed), 3)
     trainer = assemble(settings, task, total_steps=total_steps, key=init_key)
     rows = image_order(order_key, task, trainer.rule, batch_size=settings.batch_size)
-    none = class_statistics.zeros(len(task.dataset.class_names))
-    nothing = StepMetrics(jnp.zeros(()), none)
+    nothing = StepMetrics(jnp.zeros(()), class_statistics.zeros(len(task.dataset.class_names)))
     vote = processes.StopVote(mesh)
-    states = workdir / "checkpoints" / "state"
-    processes.from_main(lambda: states.mkdir(parents=True, exist_ok=True))
-    with Checkpoints(states, max_to_keep=2) as saved, StopRequest() as stop:
-        if restored := saved.restore_latest((trainer.initial_state, nothing)):
-            (state, totals), facts = restored
-        else:
-            state, totals, facts = trainer.initial_state, nothing, {}
-            weights = hot_start(settings, task)
-            if weights is not None:
-                average = trainer.averaging.init(weights)
-                state = apart(state.replace(**weights._asdict(), average=average))
-        step, kept = int(state.step), KeptWeights(workdir, trainer, facts)
+    folder = workdir / "checkpoints"
+    processes.from_main(lambda: (folder / "state").mkdir(parents=True, exist_ok=True))
+    saved = Checkpoints(folder / "state", max_to_keep=2)
+    with StopRequest() as stop:
+        restored = saved.restore_latest((trainer.initial_state, nothing))
+        (state, totals), facts = restored or ((_fresh(settings, task, trainer), nothing), {})
+        weights = trainer.evaluated_weights(trainer.initial_state)
+        step, kept = int(state.step), KeptWeights(folder, weights, facts)
         if step == total_steps:
             kept.save_last(step, trainer.evaluated_weights(state))
             return digest(state)
@@ -76,11 +68,9 @@ def fit(settings: Settings, task: Task, workdir: Path) -> str:
         state, totals, step_key = sharding.on_each(mesh, (state, totals, step_key))
         train_step = compile_step(trainer.train_step, state, feed, settings.batch_size, step_key)
         _announce(settings, task, mesh)
-        progress = TrainProgress(
-            step, total_steps, total_epochs=settings.total_epochs, batch_size=settings.batch_size
-        )
         epoch_end = EpochEnd(settings, task, trainer, workdir, step, mesh, kept)
-        with progress:
+        shape = dict(total_epochs=settings.total_epochs, batch_size=settings.batch_size)
+        with TrainProgress(step, total_steps, **shape) as progress:
             while step < total_steps:
                 batch = feed.take(rows(step, state), settings.batch_size)
                 state, measured = train_step(state, batch, step_key)
@@ -88,10 +78,9 @@ def fit(settings: Settings, task: Task, workdir: Path) -> str:
                 progress.advance(step)
                 is_told, is_last = vote(bool(stop.received)), step == total_steps
                 epoch, rest = divmod(step, steps_per_epoch)
-                if is_epoch_over := rest == 0:
-                    state = apart(epoch_end(state, totals, epoch, progress))
-                    totals = nothing
-                is_due = is_epoch_over and epoch % settings.checkpoint.every_epochs == 0
+                if rest == 0:
+                    state, totals = apart(epoch_end(state, totals, epoch, progress)), nothing
+                is_due = rest == 0 and epoch % settings.checkpoint.every_epochs == 0
                 if is_due or is_told or is_last:
                     saved.save(step, (state, totals), **kept.facts)
                 if is_last:  # others may have been told since the votes that were read
@@ -100,6 +89,14 @@ def fit(settings: Settings, task: Task, workdir: Path) -> str:
                     reason = stop.received or "told to stop"
                     raise Interrupted(f"{reason}: saved at step {step} of {total_steps}")
     return digest(state)
+
+
+def _fresh(settings: Settings, task: Task, trainer: Trainer) -> TrainState:
+    """The state before the first step, with another run's weights if the settings name one."""
+    state, weights = trainer.initial_state, hot_start(settings, task)
+    if weights is None:
+        return state
+    return apart(state.replace(**weights._asdict(), average=trainer.averaging.init(weights)))
 
 
 def devices(settings: Settings) -> Mesh:
@@ -120,8 +117,7 @@ def image_order(
 
     An epoch visits every image once, in a random order, but for the rest that fills no batch. A
     rule that sets `sampling` has the images of each step drawn instead, by class and with
-    replacement, as often as it says in the state before the step. Nothing of it needs saving: a
-    step's images follow from its number and the state. The key is only folded.
+    replacement, as often as it says in the state before the step. The key is only folded.
     """
     labels = task.train.labels
     steps_per_epoch = len(labels) // batch_size

@@ -14,10 +14,7 @@ from fairmix_jax.runtime.json_files import dumps, read_lines, sealed, whole, wri
 
 
 class TrainProgress:
-    """Shows epoch, loss, accuracies, images/s and time left.
-
-    A context manager. On a terminal it is one live bar; elsewhere one line an epoch.
-    """
+    """Shows the course of a run: on a terminal one live bar, elsewhere one line an epoch."""
 
     def __init__(self, first_step: int, total_steps: int, *, total_epochs: int, batch_size: int):
         """Takes the shape of the run; `first_step` is where it resumes."""
@@ -80,8 +77,7 @@ class TrainProgress:
 class MetricLog:
     """One JSON object a step in `metrics.jsonl`, on disk at once, and the same as events.
 
-    Attributes:
-      earlier: the lines that were there, of steps up to the last one.
+    `earlier` are the lines that were there, of steps up to the last one.
     """
 
     def __init__(self, workdir: Path, *, last_step: int):
@@ -103,9 +99,7 @@ class MetricLog:
         """Writes numbers that belong to a step."""
         with whole(self._path, appends=True) as file:
             file.write(_line({"step": step, **scalars}).encode())
-        values = [
-            {"tag": printable(name), "simple_value": value} for name, value in scalars.items()
-        ]
+        values = [{"tag": printable(k), "simple_value": value} for k, value in scalars.items()]
         self._add_events({"step": step, "summary": {"value": values}})
 
     def _add_events(self, *events: Mapping[str, Any]) -> None:

@@ -20,15 +20,10 @@ Augment = Callable[[t.Key, t.Array], t.Array]
 
 
 class StepMetrics(NamedTuple):
-    """Sums over a batch; sums of several batches add.
+    """Sums over a batch; sums of several batches add."""
 
-    Attributes:
-      loss: `[]`, the weighted losses summed over examples.
-      statistics: at the inputs trained on, so robust training accuracy for adversarial bases.
-    """
-
-    loss: t.Array
-    statistics: t.ClassStatistics
+    loss: t.Array  # [], of the weighted losses
+    statistics: t.ClassStatistics  # at the inputs trained on
 
 
 TrainStep = Callable[[t.TrainState, t.Batch, t.Key], tuple[t.TrainState, StepMetrics]]
@@ -42,12 +37,10 @@ def initial_state(
 
     Guarantee: no two of its arrays are one, so that it may be donated.
     """
-    state = t.TrainState(
-        jnp.asarray(0, jnp.int32), *weights, opt_state=tx.init(weights.params),
-        rule_state=rule.init() if rule else (),
-        average=averaging.init(weights) if averaging else (),
-    )  # fmt: skip
-    return apart(state)
+    rule_state = rule.init() if rule else ()
+    average = averaging.init(weights) if averaging else ()
+    step, opt_state = jnp.asarray(0, jnp.int32), tx.init(weights.params)
+    return apart(t.TrainState(step, *weights, opt_state, rule_state, average))
 
 
 def apart(state: t.TrainState) -> t.TrainState:
@@ -76,14 +69,11 @@ def make_train_step(
     One step: augment, mix, attack, the rule's view of the batch, weighted mean loss,
     optimizer update, weight average. Its randomness is `fold_in(key, state.step)`.
 
+    What is `None` is left out; `num_classes` is needed where that is mixing or rule, else it is a
+    ValueError. The loop calls the rule's `update` and the averaging's `end_epoch`.
+
     Args:
-      base: losses, with model and attack inside.
-      tx: the optimizer.
-      augment: `(key, images) -> images`; the images as they are if `None`.
-      mixing: nothing is mixed if `None`.
-      rule: every class is treated alike if `None`. The loop calls the rule's `update`.
-      averaging: the last weights count if `None`. The loop calls the averaging's `end_epoch`.
-      num_classes: `K`; of use, and needed, where mixing or rule is `None`.
+      augment: `(key, images) -> images`.
       mixing_steps: after this many steps nothing is mixed any more.
       awp_gamma: size of an adversarial weight perturbation, see `methods.awp`; it
         ascends the base's mean loss without `Knobs.loss_weight`. 0 for none, at no cost.
@@ -93,24 +83,19 @@ def make_train_step(
         the rule and the weight perturbation take each part for a batch.
 
     Returns: `(state, batch, key) -> (state, metrics)`; the batch has no padding.
-
-    Raises:
-      ValueError: `num_classes` is needed and was not given.
     """
     if num_classes < 1 and (mixing is None or rule is None):
         raise ValueError("give num_classes, or both mixing and rule")
-    augment = augment or (lambda key, images: images)
     mixing = mixing or make_mixing("none", num_classes)
     rule = rule or no_rule.make(num_classes)
     averaging = averaging or no_averaging.make()
-
     of_part = partial(_gradient_of_part, base, rule, awp_gamma, awp_from_step)
 
     def train_step(state: t.TrainState, batch: t.Batch, key: t.Key) -> tuple:
         augment_key, mixing_key, base_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
         knobs, labels = rule.knobs(state.rule_state), batch.labels
         strength = jnp.where(state.step < mixing_steps, knobs.mixing, 0.0)
-        images = augment(augment_key, batch.images)
+        images = augment(augment_key, batch.images) if augment else batch.images
         own = ("radius", "step_size", "ce_weight", "beta")
         factors = {name: getattr(knobs, name)[labels] for name in own}
         inputs = mixing(mixing_key, images, labels, strength)._replace(**factors)
@@ -173,8 +158,8 @@ def _accumulated(
     arrays: dict[str, Any] = {"index": jnp.arange(len(batch.labels))} | dict.fromkeys(functions)
 
     def one(rule_state: Any, part: tuple[t.StepInput, t.Batch]) -> Any:
-        own, part_batch = part[0]._replace(**functions), part[1]
-        return of_part(rule_state, own, part_batch, jax.random.clone(key))
+        own = part[0]._replace(**functions)
+        return of_part(rule_state, own, part[1], jax.random.clone(key))
 
     def body(carry: Any, part: Any) -> tuple[Any, None]:
         *found, rule_state = one(carry[1], part)

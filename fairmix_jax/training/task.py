@@ -15,18 +15,13 @@ from fairmix_jax.types import Model, ThreatModel
 
 
 class Task(NamedTuple):
-    """The fixed surroundings of a run: what is to be learned, and against whom.
-
-    Attributes:
-      train, validation: disjoint parts of the data set's training set.
-      model_card: what rebuilds `model`: name, arguments, image shape, mean, std, classes.
-    """
+    """The fixed surroundings of a run: what is to be learned, and against whom."""
 
     dataset: Dataset
-    train: Split
-    validation: Split
+    train: Split  # a part of the data set's training set
+    validation: Split  # the rest of it
     model: Model
-    model_card: dict[str, Any]
+    model_card: dict[str, Any]  # what rebuilds it: name, arguments, image shape, mean, ...
     threat: ThreatModel
 
 
@@ -36,9 +31,7 @@ def build(settings: Settings, load: Callable[..., Dataset] = data.load) -> Task:
     The mean and standard deviation that the model normalises with are those of the training
     part in pixel units, one a channel, to four decimals; float data is not normalised.
 
-    Raises:
-      UsageError: a setting has a wrong value; the data cannot be loaded, or is smaller than a batch
-        or than `data.crop_padding`.
+    A `UsageError` if a setting has a wrong value, or the data cannot be loaded or is too small.
     """
     declared.check(settings)
     chosen, attack = settings.data, settings.attack

@@ -1,5 +1,6 @@
 """`launch.py`, but AutoAttack saves whenever it can: a run of seconds has something saved too."""
 
+import dataclasses
 import signal
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
@@ -10,8 +11,8 @@ from fairmix_jax.lab.command_line import main  # noqa: E402
 _made = verdict_state.StateFile.__init__
 
 
-def _made_to_save(self, directory, save_seconds):
-    _made(self, directory, 0.0)
+def _made_to_save(self, plan):
+    _made(self, dataclasses.replace(plan, save_seconds=0.0))
 
 
 verdict_state.StateFile.__init__ = _made_to_save

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from fairmix_jax.methods.averaging import checked
 from fairmix_jax.types import Array, Averaging, ShareBelowOne, Source, Weights
 
 SOURCE = Source(
@@ -10,15 +11,14 @@ SOURCE = Source(
 )
 
 
+@checked
 def make(*, decay: ShareBelowOne = 0.999) -> Averaging:
     """Returns `average <- d average + (1 - d) weights` after every step.
 
     The decay ramps up, `d = min(decay, (1 + t) / (10 + t))` after `t` steps, so that the
-    random initial weights are soon forgotten. `decay` is in `[0, 1)`: 0.999 remembers about the
-    last 1,000 steps, 0 evaluates the current weights.
+    random initial weights are soon forgotten. A `decay` of 0.999 remembers about the last 1,000
+    steps, 0 evaluates the current weights.
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"averaging.decay={decay} is outside [0, 1); give for example 0.999")
 
     def update(average: Weights, weights: Weights, step: Array) -> Weights:
         t = step.astype(jnp.float32)

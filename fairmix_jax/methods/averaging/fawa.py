@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 
+from fairmix_jax.methods.averaging import checked
 from fairmix_jax.methods.class_statistics import accuracy
 from fairmix_jax.types import Averaging, ClassCounts, Share, ShareBelowOne, Source, Weights
 
 SOURCE = Source("Wei et al. 2023, arXiv 2303.14460", "PKU-ML/CFA", "none")
 
 
+@checked
 def make(*, decay: ShareBelowOne = 0.85, threshold: Share = 0.2) -> Averaging:
     """Returns `average <- d average + (1 - d) weights` after epochs that pass a gate.
 
@@ -20,16 +22,9 @@ def make(*, decay: ShareBelowOne = 0.85, threshold: Share = 0.2) -> Averaging:
 
     Where paper and official code disagree: the paper averages from epoch 50 with decay 0.85
     and threshold 0.2; the code with 0.88 and 0.24 from the first epoch that passes. We have
-    the paper's numbers and the code's start.
-
-    Args:
-      decay: in `[0, 1)`, an epoch.
-      threshold: in `[0, 1]`; CIFAR-10's value, to be set anew for other data.
+    the paper's numbers and the code's start. The threshold is CIFAR-10's, to be set anew for
+    other data.
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"averaging.decay={decay} is outside [0, 1); give for example 0.85")
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"averaging.threshold={threshold} is outside [0, 1]; published is 0.2")
 
     def init(weights: Weights):
         return {"weights": jax.tree.map(jnp.copy, weights), "has_begun": jnp.asarray(False)}

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fairmix_jax.methods.bases import pgd_at
+from fairmix_jax.methods.bases import checked, pgd_at
 from fairmix_jax.methods.bases.trades import both_logits, divergence
 from fairmix_jax.methods.training_attack import Start, TrainingAttack
 from fairmix_jax.types import Amount, ApplyFn, Base, BaseLoss, Source, StepInput
@@ -12,6 +12,7 @@ from fairmix_jax.types import Amount, ApplyFn, Base, BaseLoss, Source, StepInput
 SOURCE = Source("Wang et al. 2020, ICLR", "YisenWang/MART", "none")
 
 
+@checked
 def make(
     apply_fn: ApplyFn, attack: TrainingAttack, *, beta: Amount = 5.0, start: Start = "normal",
     noise: Amount = 0.001,
@@ -23,15 +24,11 @@ def make(
     statistics as in `trades`. Gradients flow through all factors, the last one too. For mixed
     targets `p_y` is the targets' mean of `p`, and the wrong classes are those without weight.
 
-    `beta`, at least 0, is 5 in the original's training script, 6 the default of its loss.
+    Guarantees: at a radius of zero the divergence vanishes; `beta = 0` is `BCE` alone. It is 5 in
+    the original's training script, 6 the default of its loss.
 
-    Guarantees: at a radius of zero the divergence vanishes; `beta = 0` is `BCE` alone.
-
-    Reference: "Improving adversarial robustness requires revisiting misclassified examples";
-    formulas as described from the official code.
+    Reference: "Improving adversarial robustness requires revisiting misclassified examples".
     """
-    if beta < 0:
-        raise ValueError(f"base.beta={beta} is negative; give 0 or more")
 
     def loss_fn(params, batch_stats, inputs: StepInput, adversarial) -> BaseLoss:
         clean, robust, stats = both_logits(apply_fn, params, batch_stats, inputs, adversarial)

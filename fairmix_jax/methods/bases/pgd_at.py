@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fairmix_jax.methods.bases import checked
 from fairmix_jax.methods.training_attack import Start, TrainingAttack
 from fairmix_jax.types import Amount, ApplyFn, Base, BaseLoss, Source, StepInput
 
@@ -23,6 +24,7 @@ _LOSSES = {
 }
 
 
+@checked
 def make(
     apply_fn: ApplyFn, attack: TrainingAttack, *,
     loss: Literal["ce", "squared", "zero_one"] = "ce", start: Start = "uniform",
@@ -30,18 +32,13 @@ def make(
 ) -> Base:  # fmt: skip
     """Returns the loss `L(f(x'), target)` at `x'` that the attack finds around `x`.
 
-    The attack ascends the cross-entropy whatever `L` is; it sees the current parameters
-    and writes no batch statistics. The loss is taken with batch statistics and updates the
-    running ones from `x'` only.
+    The attack ascends the cross-entropy whatever `L` is, and writes no batch statistics. `L` is
+    taken with batch statistics and updates the running ones from `x'` only: the cross-entropy, as
+    in the source, the `"squared"` error of the logits to the target, or `"zero_one"`, the
+    probability of a wrong class.
 
     Guarantees: with a radius of zero and `loss="ce"` it equals `standard`.
-
-    Args:
-      loss: `"ce"`, the cross-entropy, as in the source; `"squared"`, the squared error of the
-        logits to the target; `"zero_one"`, the probability of a wrong class, a smooth 0-1 loss.
     """
-    if loss not in _LOSSES:
-        raise ValueError(f"base.loss={loss!r} is unknown; choose one of {', '.join(_LOSSES)}")
     attack = dataclasses.replace(attack, start=start, noise=noise)
 
     def perturb(params, batch_stats, key, inputs: StepInput):

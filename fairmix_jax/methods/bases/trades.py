@@ -7,12 +7,14 @@ import jax
 import optax
 from jax import lax
 
+from fairmix_jax.methods.bases import checked
 from fairmix_jax.methods.training_attack import Start, TrainingAttack
 from fairmix_jax.types import Amount, ApplyFn, Base, BaseLoss, Source, StepInput
 
 SOURCE = Source("Zhang et al. 2019, arXiv 1901.08573", "yaodongyu/TRADES", "present")
 
 
+@checked
 def make(
     apply_fn: ApplyFn, attack: TrainingAttack, *, beta: Amount = 6.0, start: Start = "normal",
     noise: Amount = 0.001, clean_gradient: bool = True, normalize: bool = False,
@@ -27,15 +29,10 @@ def make(
     Guarantees: with `beta = 0`, or a radius of zero, losses and gradients are those of
     `standard`; the running statistics have seen one pass more.
 
-    Args:
-      beta: at least 0.
-      clean_gradient: whether the divergence's gradient also flows through `p(x)`, as in the
-        original.
-      normalize: whether to divide by `1 + beta b_y`, as the repository of CFA (Wei et al.
-        2023) does: the same loss with a smaller step.
+    With `clean_gradient` the divergence's gradient also flows through `p(x)`, as in the original;
+    `normalize` divides by `1 + beta b_y`, as the repository of CFA (Wei et al. 2023) does: the same
+    loss with a smaller step.
     """
-    if beta < 0:
-        raise ValueError(f"base.beta={beta} is negative; give 0 or more")
     attack = dataclasses.replace(attack, start=start, noise=noise)
 
     def perturb(params, batch_stats, key, inputs: StepInput):

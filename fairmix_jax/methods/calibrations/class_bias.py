@@ -9,6 +9,7 @@ import numpy as np
 from fairmix_jax.methods import calibrations
 from fairmix_jax.methods.class_bias import calibrate as fitted
 from fairmix_jax.models.described import logits_partial
+from fairmix_jax.runtime.registry import checked
 from fairmix_jax.types import Calibration, CalibrationData, Count, Share, Source, Weights
 
 SOURCE = Source("ours; for clean accuracy Menon et al. 2021, arXiv 2007.07314")
@@ -17,6 +18,7 @@ REACHED = ("as_trained", "fitted", "held_out")
 """The facts that are accuracies, each as average, worst class and gap."""
 
 
+@checked
 def make(
     num_classes: int, *, objective: Literal["worst_class", "gap"] = "worst_class",
     t: Share = 0.2, floor: Share = 0.0, clean_share: Share = 0.0, num_steps: Count = 20,

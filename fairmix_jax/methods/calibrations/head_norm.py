@@ -5,11 +5,13 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from fairmix_jax.methods import calibrations
+from fairmix_jax.runtime.registry import checked
 from fairmix_jax.types import Calibration, CalibrationData, Share, Source, Weights
 
 SOURCE = Source("OpenReview submission on the implicit bias of class-wise disparity (rejected)")
 
 
+@checked
 def make(num_classes: int, *, to: Literal["one", "mean"] = "one", tau: Share = 1.0) -> Calibration:
     """Returns a calibration that divides each class's row of the last layer by its norm.
 
@@ -25,16 +27,11 @@ def make(num_classes: int, *, to: Literal["one", "mean"] = "one", tau: Share = 1
       tau: in [0, 1]; a norm becomes `norm^(1 - tau)` times `common^tau`.
 
     Raises:
-      ValueError: unknown `to`, `tau` outside [0, 1]; or, on use, the parameters hold no such layer,
-        or several.
+      ValueError: on use, the parameters hold no such layer, or several.
 
     References: of the submission abstract and reviews only were read; Kang et al. 2020, arXiv
     1910.09217, for `tau`.
     """
-    if to not in ("one", "mean"):
-        raise ValueError(f"calibration.to={to!r} is unknown; choose one or mean")
-    if not 0 <= tau <= 1:
-        raise ValueError(f"calibration.tau={tau} is outside [0, 1]; give for example 1.0")
 
     def calibrate(weights: Weights, data: CalibrationData) -> tuple[Weights, dict[str, Any]]:
         del data

@@ -103,8 +103,8 @@ class _Rows:
 def _table(plan: Plan, attack: Stepwise, num_restarts: int, num_classes: int) -> np.ndarray:
     """The table of one process's images; goes on where it was interrupted."""
     count, number = len(plan.images), plan.mesh.size
-    rows, saved = _Rows((count, num_classes)), StateFile(plan.workdir, plan.save_seconds)
-    saved.restore(rows, plan)
+    rows, saved = _Rows((count, num_classes)), StateFile(plan)
+    saved.restore(rows)
     size = -(-min(plan.batch_size, count) // number) * number
     epsilon = jnp.asarray(as_radius(plan.threat.epsilon, plan.images.dtype))
     spread, (model, _) = NamedSharding(plan.mesh, PartitionSpec("device")), plan.models

@@ -3,12 +3,13 @@
 import jax.numpy as jnp
 
 from fairmix_jax.methods.class_statistics import accuracy
-from fairmix_jax.methods.rules import knobs
+from fairmix_jax.methods.rules import checked, knobs
 from fairmix_jax.types import Amount, EpochStatistics, Natural, Rule, Source
 
 SOURCE = Source("Wei et al. 2023, arXiv 2303.14460", "PKU-ML/CFA", "none")
 
 
+@checked
 def make(
     num_classes: int, *, radius_offset: Amount = 0.5, beta_offset: Amount = 0.5,
     warmup_epochs: Natural = 10,
@@ -22,16 +23,10 @@ def make(
     ones for the first `warmup_epochs`, as in the official code (the paper has no warm-up). A class
     without examples keeps its knobs.
 
-    The third part of the method, gated weight averaging, is `averaging.name=fawa`. The
-    paper divides the TRADES loss by `1 + beta`: `base.normalize=true`.
-
-    Args:
-      radius_offset: 0.5 for PGD-AT, 0.3 for TRADES.
-      beta_offset: for bases with a robustness weight.
+    The third part of the method, gated weight averaging, is `averaging.name=fawa`. The paper
+    divides the TRADES loss by `1 + beta`: `base.normalize=true`. The published `radius_offset` is
+    0.5 for PGD-AT, 0.3 for TRADES; `beta_offset` is for bases with a robustness weight.
     """
-
-    def init():
-        return {"radius": jnp.ones(num_classes), "beta": jnp.ones(num_classes)}
 
     def update(state, statistics: EpochStatistics):
         robust = accuracy(statistics.train.counts)
@@ -42,6 +37,7 @@ def make(
         }
 
     return Rule(
-        init, lambda state: knobs(num_classes, **state),
+        lambda: {"radius": jnp.ones(num_classes), "beta": jnp.ones(num_classes)},
+        lambda state: knobs(num_classes, **state),
         sets=("radius", "beta"), reads=("train",), update=update,
     )  # fmt: skip

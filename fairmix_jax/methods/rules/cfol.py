@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from fairmix_jax.methods.rules import knobs
+from fairmix_jax.methods.rules import checked, knobs
 from fairmix_jax.types import Amount, Array, ClassStatistics, PositiveShare, Rule, Source
 
 SOURCE = Source(
@@ -13,6 +13,7 @@ SOURCE = Source(
 )
 
 
+@checked
 def make(
     num_classes: int, *, gamma: PositiveShare = 0.5, learning_rate: Amount = 5e-6,
     by: Literal["sampling", "weight"] = "sampling",
@@ -29,17 +30,10 @@ def make(
     Edge cases: the original draws the class from `p` alone, so it also balances the classes
     of a data set that is not balanced; here a class keeps its share, times `K p_c`.
 
-    Args:
-      gamma: share of uniform draws, in (0, 1]; default, as the next, of the official task.
-      learning_rate: of `w`, which grows by about `N * learning_rate * error_c` an epoch of
-        `N` draws by sampling.
-      by: `"sampling"`, or `"weight"`: draw uniformly and weigh the loss by `K p_c`.
+    Defaults are those of the official task. By sampling `w_c` grows by about `learning_rate *
+    error_c` for each draw. `by="weight"` draws uniformly and weighs the loss by `K p_c` instead.
     """
-    if not 0 < gamma <= 1:
-        raise ValueError(f"rule.gamma={gamma} is outside (0, 1]; published is 0.5")
-    knob = {"sampling": "sampling", "weight": "loss_weight"}.get(by)
-    if knob is None:
-        raise ValueError(f"rule.by={by!r} is unknown; choose sampling or weight")
+    knob = {"sampling": "sampling", "weight": "loss_weight"}[by]
 
     def frequencies(state: Array) -> Array:
         return gamma / num_classes + (1 - gamma) * jax.nn.softmax(state)

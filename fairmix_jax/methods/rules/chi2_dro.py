@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fairmix_jax.methods.class_statistics import class_mean
-from fairmix_jax.methods.rules import weighed_by_batch
+from fairmix_jax.methods.rules import checked, weighed_by_batch
 from fairmix_jax.types import Amount, Array, ClassStatistics, Rule, Source
 
 SOURCE = Source(
@@ -15,6 +15,7 @@ SOURCE = Source(
 _HALVINGS = 60
 
 
+@checked
 def make(num_classes: int, *, ball_radius: Amount = 0.05) -> Rule:
     """Returns the loss weights that maximise the batch's mean loss in a chi-square ball.
 
@@ -26,11 +27,8 @@ def make(num_classes: int, *, ball_radius: Amount = 0.05) -> Rule:
     std`, moments under `pi`, and training descends `mean + sqrt(2 ball_radius) std`. Equal
     losses, and `ball_radius = 0`, give ones. Absent classes weigh 1.
 
-    This is not CODAT, whose formulas we have not read, but the standard result it names.
-    `ball_radius` is at least 0, its default our choice: there is no published value.
+    This is the standard result that CODAT names; the default is our choice.
     """
-    if not ball_radius >= 0:
-        raise ValueError(f"rule.ball_radius={ball_radius} is negative; give 0 or more")
 
     def weigh(statistics: ClassStatistics) -> Array:
         counts = statistics.counts.total

@@ -3,12 +3,13 @@
 import jax.numpy as jnp
 
 from fairmix_jax.methods.class_statistics import class_mean
-from fairmix_jax.methods.rules import knobs
-from fairmix_jax.types import Amount, Array, Count, EpochStatistics, Knobs, Rule, Source
+from fairmix_jax.methods.rules import checked, stated
+from fairmix_jax.types import Amount, Array, Count, EpochStatistics, Rule, Source
 
 SOURCE = Source("Lee et al. 2024, arXiv 2401.12532", "rucy74/DAFA", "none")
 
 
+@checked
 def make(num_classes: int, *, warmup_epochs: Count = 70, strength: Amount = 1.0) -> Rule:
     """Returns one weight `W` a class for radius, step size and loss; 1 until the warm-up ends.
 
@@ -17,21 +18,9 @@ def make(num_classes: int, *, warmup_epochs: Count = 70, strength: Amount = 1.0)
     weighted, as in the official code (the paper's words say otherwise). With PGD-AT the
     official code doubles the steps and clips to the plain radius; ours does neither.
 
-    Guarantees: `strength = 0` is `none`.
-
-    Edge cases: a negative `W`, possible for large strengths, is raised to 0.
-
-    Args:
-      warmup_epochs: at least 1; published are 70 of 110.
-      strength: 1.0 for CIFAR-10, 1.5 for CIFAR-100.
-
-    Reference: formulas as described from the official code.
+    Guarantees: `strength = 0` is `none`. A negative `W`, possible for large ones, is raised to 0.
+    Published are 70 of 110 epochs, and strengths of 1.0 for CIFAR-10, 1.5 for CIFAR-100.
     """
-    if warmup_epochs < 1:
-        raise ValueError(f"rule.warmup_epochs={warmup_epochs} is not an epoch; give 1 or more")
-
-    def to_knobs(weights: Array) -> Knobs:
-        return knobs(num_classes, ce_weight=weights, radius=weights, step_size=weights)
 
     def update(state: Array, statistics: EpochStatistics) -> Array:
         counts = statistics.train.counts.total
@@ -39,10 +28,8 @@ def make(num_classes: int, *, warmup_epochs: Count = 70, strength: Amount = 1.0)
         weights = class_weights(confusion, strength=strength)
         return jnp.where(statistics.epoch == warmup_epochs, weights, state)
 
-    return Rule(
-        lambda: jnp.ones(num_classes), to_knobs, sets=("ce_weight", "radius", "step_size"),
-        reads=("train",), update=update,
-    )  # fmt: skip
+    sets = "ce_weight", "radius", "step_size"
+    return stated(num_classes, *sets, reads=("train",), update=update)
 
 
 def class_weights(confusion: Array, *, strength: float) -> Array:

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from fairmix_jax.methods.class_statistics import accuracy
-from fairmix_jax.methods.rules import knobs
+from fairmix_jax.methods.rules import checked, stated
 from fairmix_jax.types import Amount, Array, EpochStatistics, Rule, Source
 
 SOURCE = Source("this project; after Zhong and Tandon 2024, arXiv 2411.14424", "this one", "Apache")
 
 
+@checked
 def make(
     num_classes: int, *, gain: Amount = 2.0, signal: Literal["easy", "boundary"] = "easy",
     risk: Literal["robust", "clean"] = "robust",
@@ -27,29 +28,17 @@ def make(
       their accuracy and moves the boundary in favour of the others.
     * `signal="boundary"`: `a = (r - mean(r)) (1 - min(z^2, 4))` with `z = Phi^-1(r)`.
 
-    Derivation (docs/theory/statements.md, S16). In the two-class Gaussian model mixing multiplies a
-    class's variance by `s < 1`. The optimal boundary is where the densities are equal, and
-    there `d log density / d s = (z^2 - 1) / 2`: mixing a class a little more pushes the
-    boundary towards it if `z^2 > 1`, a risk below 15.9 % (or above 84.1 %), and away from it,
-    in its favour, otherwise. At equal mean strength, to first order, `"boundary"` therefore
-    never does worse than uniform mixing while `z^2 <= 4`; `"easy"` does better exactly if the
-    two classes' `z^2` sum to more than 2, and worse if not. With more classes, or another
-    model than a linear one, both are conjectures.
+    In the two-class Gaussian model mixing a class a little more pushes the boundary towards it if
+    `z^2 > 1`, a risk below 15.9 % (or above 84.1 %), and away from it, in its favour, otherwise. At
+    equal mean strength, to first order, `"boundary"` therefore never does worse than uniform mixing
+    while `z^2 <= 4`; `"easy"` does better exactly if the two classes' `z^2` sum to more than 2
+    (docs/theory/statements.md, S16). With more classes, or another model, both are conjectures.
 
     Guarantees: `gain = 0` is `none`; equal risks give ones, so the rule rests once it has won.
     Classes without validation examples keep the strength 1.
 
-    Args:
-      gain: strength per unit of advantage, at least 0.
-      signal: `"easy"` or `"boundary"`.
-      risk: `"robust"` or `"clean"`, which validation risk is read.
+    `gain` is the strength per unit of advantage, `risk` which validation risk is read.
     """
-    if signal not in ("easy", "boundary"):
-        raise ValueError(f"rule.signal={signal!r} is unknown; choose easy or boundary")
-    if risk not in ("robust", "clean"):
-        raise ValueError(f"rule.risk={risk!r} is unknown; choose robust or clean")
-    if not gain >= 0:
-        raise ValueError(f"rule.gain={gain} is negative; give 0 or more")
 
     def update(_: Array, statistics: EpochStatistics) -> Array:
         counts = getattr(statistics, risk)
@@ -61,11 +50,7 @@ def make(
         strength = jnp.clip(1 + gain * _centred(advantage, present), 0.0, 2.0)
         return jnp.where(present, strength, 1.0)
 
-    return Rule(
-        lambda: jnp.ones(num_classes),
-        lambda state: knobs(num_classes, mixing=state),
-        sets=("mixing",), reads=(risk,), update=update,
-    )  # fmt: skip
+    return stated(num_classes, "mixing", reads=(risk,), update=update)
 
 
 def _centred(values: Array, present: Array) -> Array:

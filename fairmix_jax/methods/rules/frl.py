@@ -3,12 +3,13 @@
 import jax.numpy as jnp
 
 from fairmix_jax.methods.class_statistics import accuracy
-from fairmix_jax.methods.rules import knobs
+from fairmix_jax.methods.rules import checked, knobs
 from fairmix_jax.types import Amount, Array, Count, EpochStatistics, PositiveShare, Rule, Source
 
 SOURCE = Source("Xu et al. 2021, arXiv 2010.06121", "hannxu123/fair_robust", "none")
 
 
+@checked
 def make(
     num_classes: int, *, tolerance: Amount = 0.07, rate: Amount = 0.05, radius_rate: Amount = 0.2,
     limit: PositiveShare = 0.5, halve_every: Count = 40,
@@ -31,19 +32,8 @@ def make(
 
     Where we differ from the official code: it divides by the weights' mean over the batch,
     we by that over the classes; it validates before the first epoch too; it passes the clean
-    batch a third time, see `trades`.
-
-    Args:
-      tolerance: accepted excess of both errors.
-      rate: of the loss multipliers; halved for the update before every `halve_every`-th epoch.
-      radius_rate: of the radius multipliers.
-      limit: largest sum of the multipliers of a loss, in (0, 1].
-      halve_every: in epochs.
-
-    Reference: formulas as described from the official code.
+    batch a third time, see `trades`. `rate` is halved before every `halve_every`-th epoch.
     """
-    if not 0 < limit <= 1:
-        raise ValueError(f"rule.limit={limit} is outside (0, 1]; published is 0.5")
 
     def init() -> dict[str, Array]:
         return {name: jnp.zeros(num_classes) for name in ("clean", "robust", "radius")}

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from fairmix_jax.methods.class_statistics import class_mean
-from fairmix_jax.methods.rules import dafa
+from fairmix_jax.methods.rules import checked, dafa
 from fairmix_jax.types import Amount, Array, Count, Key, Rule, Source
 
 SOURCE = Source("Medi et al. 2025, arXiv 2507.07768", "Fairness-a11y/TRIX", "none")
 
 
+@checked
 def make(
     num_classes: int, *, warmup_epochs: Count = 70, strength: Amount = 1.0, mixed: bool = True
 ) -> Rule:
@@ -21,13 +22,7 @@ def make(
 
     Guarantees: `mixed = False` is `dafa`, and `strength = 0` with it is `none`.
 
-    Args:
-      num_classes: at least 2.
-      warmup_epochs: as in `dafa`.
-      strength: as in `dafa`.
-      mixed: whether strong classes get targeted attacks.
-
-    Reference: formulas as described from the official code; the paper was not read.
+    The first two options are those of `dafa`. The paper was not read.
     """
     rule = dafa.make(num_classes, warmup_epochs=warmup_epochs, strength=strength)
     return rule._replace(targets=_targets) if mixed else rule

@@ -3,12 +3,13 @@
 import jax.numpy as jnp
 
 from fairmix_jax.methods.class_statistics import class_mean
-from fairmix_jax.methods.rules import weighed_by_batch
+from fairmix_jax.methods.rules import checked, weighed_by_batch
 from fairmix_jax.types import Amount, Array, ClassStatistics, Rule, Source
 
 SOURCE = Source("Ma et al. 2022, NeurIPS", "wzekai99/FAT", "MIT")
 
 
+@checked
 def make(num_classes: int, *, alpha: Amount = 0.1) -> Rule:
     """Returns the loss weights whose gradient is that of `mean + alpha Var_c(L_c)`.
 
@@ -24,13 +25,10 @@ def make(num_classes: int, *, alpha: Amount = 0.1) -> Rule:
 
     Where we differ from the official code: its loss vector has length 100 on CIFAR-10 as well, so
     that its penalty is `(v + m^2) / 11`, mostly the squared mean `m` of the losses and not their
-    variance `v`. With TRADES it penalises the cross-entropy, we the loss. `alpha` is at least 0.
+    variance `v`. With TRADES it penalises the cross-entropy, we the loss.
 
-    Reference: "On the tradeoff between robustness and fairness"; formulas as described from the
-    official code.
+    Reference: "On the tradeoff between robustness and fairness".
     """
-    if not alpha >= 0:
-        raise ValueError(f"rule.alpha={alpha} is negative; give 0 or more")
 
     def weigh(statistics: ClassStatistics) -> Array:
         counts = statistics.counts.total.astype(jnp.float32)

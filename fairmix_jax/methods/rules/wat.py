@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from fairmix_jax.methods.class_statistics import class_mean
-from fairmix_jax.methods.rules import knobs
+from fairmix_jax.methods.rules import checked, knobs
 from fairmix_jax.types import Amount, EpochStatistics, Rule, Source
 
 SOURCE = Source("Li and Liu 2023, arXiv 2302.04025", "boqili/WAT", "MIT")
 
 
+@checked
 def make(num_classes: int, *, eta: Amount = 0.1, normalize: bool = False) -> Rule:
     """Returns loss weights `w_c + w_all`, where `w = K softmax(eta S)` over `K + 1` experts.
 
@@ -24,12 +25,8 @@ def make(num_classes: int, *, eta: Amount = 0.1, normalize: bool = False) -> Rul
     in the first epoch, as in the original: a larger step of the optimizer. A class without
     validation examples is charged the average.
 
-    Args:
-      eta: rate of Hedge.
-      normalize: divide by that factor, so that equal classes weigh 1.
-
-    Reference: formulas as described from the official code, where means over the validation set
-    divide by padded batches; ours do not.
+    `normalize` divides by that factor, so that equal classes weigh 1. The official code's means
+    over the validation set divide by padded batches; ours do not.
     """
     equal = 2 * num_classes / (num_classes + 1)
 

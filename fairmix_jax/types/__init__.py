@@ -7,14 +7,14 @@ that a function takes is consumed by it.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from numbers import Real
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from jax.core import Tracer
+
+from fairmix_jax.types.threat import ThreatModel as ThreatModel
 
 Count = Annotated[int, ("low", 1)]
 Natural = Annotated[int, ("low", 0)]
@@ -34,41 +34,24 @@ LogitsFn = Callable[[Array], Array]
 
 
 class Batch(NamedTuple):
-    """A batch of examples, stacked along the first axis.
+    """A batch of examples, stacked along the first axis."""
 
-    Attributes:
-      images: `[B, H, W, C]` float32.
-      labels: `[B]` int32, in `0 .. K - 1`.
-      index: `[B]` int32, the examples' positions in their split (the same in every run).
-      mask: `[B]` bool, false for the padding of a last batch, which counts nowhere.
-    """
-
-    images: Array
-    labels: Array
-    index: Array
-    mask: Array
+    images: Array  # [B, H, W, C] float32
+    labels: Array  # [B] int32, in `0 .. K - 1`
+    index: Array  # [B] int32, the examples' positions in their split (the same in every run)
+    mask: Array  # [B] bool, false for the padding of a last batch, which counts nowhere
 
 
 class Knobs(NamedTuple):
-    """The knobs that a rule sets, one number a class, `[K]` float32 each; ones change nothing.
+    """The knobs that a rule sets, one number a class, `[K]` float32 each; ones change nothing."""
 
-    Attributes:
-      loss_weight: factor of the training loss of a class's examples.
-      ce_weight: factor of the loss's cross-entropy, which is all of it for bases without a
-        robust term of its own.
-      radius, step_size: factors of the training attack's `epsilon` and `step_size`.
-      beta: factor of the robust term of bases that have one (TRADES, MART).
-      sampling: relative frequency with which a class's examples are drawn.
-      mixing: factor of the mixing probability.
-    """
-
-    loss_weight: Array
-    ce_weight: Array
-    radius: Array
-    step_size: Array
-    beta: Array
-    sampling: Array
-    mixing: Array
+    loss_weight: Array  # factor of the training loss of a class's examples
+    ce_weight: Array  # of the loss's cross-entropy: of all of it, if a base has no robust term
+    radius: Array  # of the training attack's `epsilon`
+    step_size: Array  # of the training attack's `step_size`
+    beta: Array  # of the robust term of bases that have one (TRADES, MART)
+    sampling: Array  # relative frequency with which a class's examples are drawn
+    mixing: Array  # factor of the mixing probability
 
 
 class ClassCounts(NamedTuple):
@@ -82,86 +65,30 @@ class ClassStatistics(NamedTuple):
     """Sums over a set of examples, one row a class; those of disjoint sets add.
 
     They are taken at the inputs that a base trains on: adversarial where there is an attack.
-
-    Attributes:
-      counts: examples, and how many were classified correctly.
-      loss: `[K]`, of the base's losses, before `Knobs.loss_weight`.
-      margin: `[K]`, of `max_{k != y} p_k - p_y`, in [-1, 1], with `p` the softmax.
-      probabilities: `[K, K]`; row `c` is the sum of `p` over the examples of class `c`.
     """
 
-    counts: ClassCounts
-    loss: Array
-    margin: Array
-    probabilities: Array
+    counts: ClassCounts  # examples, and how many were classified correctly
+    loss: Array  # [K], of the base's losses, before `Knobs.loss_weight`
+    margin: Array  # [K], of `max_{k != y} p_k - p_y`, in [-1, 1], with `p` the softmax
+    probabilities: Array  # [K, K]; row `c` is the sum of `p` over the examples of class `c`
 
 
 class EpochStatistics(NamedTuple):
     """The statistics that a rule gets after an epoch.
 
-    Of `clean`, `robust` and `base` only what `Rule.reads` names is measured; else zeros.
-
-    Attributes:
-      epoch: `[]` int32, completed epochs.
-      train: of the epoch's training batches, in training mode, weights changing on the way.
-      clean, robust: validation counts of the current weights (not averaged ones), clean and
-        under PGD with the training attack's radius and step size.
-      base: on the validation set, of the base's losses at the inputs that the base's own
-        attack makes, with the current weights and running batch statistics.
+    The last three are of the validation set, with the current weights (not averaged ones) and
+    running batch statistics. Of them only what `Rule.reads` names is measured; else zeros.
     """
 
-    epoch: Array
-    train: ClassStatistics
+    epoch: Array  # [] int32, completed epochs
+    train: ClassStatistics  # of the epoch's training batches, weights changing on the way
     clean: ClassCounts
-    robust: ClassCounts
-    base: ClassStatistics
+    robust: ClassCounts  # under PGD with the training attack's radius and step size
+    base: ClassStatistics  # of the base's losses at the inputs that its own attack makes
 
 
-@dataclasses.dataclass(frozen=True)
-class ThreatModel:
-    """The perturbations an attack may use; ValueError for values that are not as required.
-
-    A pytree whose only leaf is `epsilon`: under `jax.jit` one program attacks at any radius, and
-    `jax.vmap` attacks at many. A traced radius cannot be checked, so it is not. `autoattack` and
-    `classwise.evaluate` run on the host and take a number.
-
-    Attributes:
-      norm: `"linf"` or `"l2"`, of the difference to the clean image.
-      epsilon: radius in pixel units, at least 0; `8 / 255` on CIFAR-10 by convention. An array
-        `[E]` of radii is to be mapped over.
-      bounds: `(low, high)`, the valid pixel range; infinite for unbounded data.
-    """
-
-    norm: Literal["linf", "l2"] = "linf"
-    epsilon: float | Array = 8 / 255
-    bounds: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self):
-        if self.norm not in ("linf", "l2"):
-            raise ValueError(f"norm={self.norm!r} is unknown; choose 'linf' or 'l2'")
-        radii = [] if isinstance(self.epsilon, Tracer) else np.ravel(self.epsilon).tolist()
-        if not all(isinstance(e, Real) and 0 <= e < float("inf") for e in radii):
-            raise ValueError(
-                f"epsilon={self.epsilon} is not a radius; give a number >= 0 in pixel units"
-            )
-        bounds = tuple(self.bounds) if isinstance(self.bounds, Iterable) else ()
-        object.__setattr__(self, "bounds", bounds)
-        is_pair = len(bounds) == 2 and all(isinstance(bound, Real) for bound in bounds)
-        if not is_pair or not bounds[0] < bounds[1]:
-            raise ValueError(f"bounds={self.bounds} is empty; give (low, high) with low < high")
-
-
-def _threat_of(static: tuple[Any, ...], leaves: tuple[Any, ...]) -> ThreatModel:
-    """A threat around whatever stands for the radius: JAX puts more than numbers there."""
-    threat = object.__new__(ThreatModel)
-    for name, value in zip(("norm", "bounds", "epsilon"), (*static, *leaves), strict=True):
-        object.__setattr__(threat, name, value)
-    return threat
-
-
-jax.tree_util.register_pytree_node(
-    ThreatModel, lambda threat: ((threat.epsilon,), (threat.norm, threat.bounds)), _threat_of
-)
+def _same(value: Any, *_: Any) -> Any:
+    return value
 
 
 class ApplyFn(Protocol):
@@ -169,14 +96,13 @@ class ApplyFn(Protocol):
 
     def __call__(
         self, params: Params, batch_stats: BatchStats, images: Array, *, train: bool,
-        hidden: Callable[[Array], Array] = lambda features: features,
+        hidden: Callable[[Array], Array] = _same,
     ) -> tuple[Array, BatchStats]:  # fmt: skip
         """Returns logits `[B, K]` and the new batch statistics.
 
         With `train=False` the running statistics normalise, examples do not influence each
-        other, and the statistics come back unchanged. `hidden` is applied to the hidden
-        features, `[B, ...]`, half-way through the network; a linear model, and a flax module
-        that takes no `hidden`, has none, and applies it to its normalised input.
+        other, and the statistics come back unchanged. `hidden` is applied to features `[B, ...]`
+        half-way through the network, or to the normalised input of a model that has none.
         """
         ...
 
@@ -189,40 +115,26 @@ class Model(NamedTuple):
 
 
 class StepInput(NamedTuple):
-    """A batch as a base sees it, after augmentation and mixing.
+    """A batch as a base sees it, after augmentation and mixing."""
 
-    Attributes:
-      images: `[B, H, W, C]`.
-      targets: `[B, K]` class probabilities, one-hot unless classes were mixed.
-      labels: `[B]` int32, the class an example is counted under.
-      radius, step_size, ce_weight, beta: `[B]`, the `Knobs` of each example's class.
-      after_attack: to apply to the attacked images before the loss (mixing).
-      hidden: to apply to hidden features where the loss is taken (mixing).
-      index: `[B]` int32, numbers that tell the examples' random starts apart; `0 .. B - 1`
-        if `None`.
-    """
-
-    images: Array
-    targets: Array
-    labels: Array
-    radius: Array
+    images: Array  # [B, H, W, C]
+    targets: Array  # [B, K] class probabilities, one-hot unless classes were mixed
+    labels: Array  # [B] int32, the class an example is counted under
+    radius: Array  # [B] each: the `Knobs` of each example's class
     step_size: Array
     ce_weight: Array
     beta: Array
-    after_attack: Callable[[Array], Array] = lambda images: images
-    hidden: Callable[[Array], Array] = lambda features: features
-    index: Array | None = None
+    after_attack: Callable[[Array], Array] = _same  # of images, before the loss (mixing)
+    hidden: Callable[[Array], Array] = _same  # of hidden features, where the loss is taken
+    index: Array | None = None  # [B] int32, tells random starts apart; `0 .. B - 1` if `None`
 
 
 class BaseLoss(NamedTuple):
-    """Losses `[B]`, differentiable in the parameters, and the new batch statistics.
+    """What a base makes of a batch."""
 
-    The logits `[B, K]` are those at the inputs trained on, adversarial where there is an attack.
-    """
-
-    losses: Array
-    logits: Array
-    batch_stats: BatchStats
+    losses: Array  # [B], differentiable in the parameters
+    logits: Array  # [B, K], at the inputs trained on, adversarial where there is an attack
+    batch_stats: BatchStats  # the new ones
 
 
 class Base(NamedTuple):
@@ -246,10 +158,6 @@ class Weights(NamedTuple):
 
     params: Params
     batch_stats: BatchStats
-
-
-def _same(value: Any, *_: Any) -> Any:
-    return value
 
 
 class Rule(NamedTuple):
@@ -355,18 +263,14 @@ class Source(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that changes during training; all leaves are arrays.
+    """Everything that changes during training; all leaves are arrays."""
 
-    `step`, `[]` int32, counts completed updates; `rule_state` is as `Rule.init` made it and
-    `average` as `Averaging.init` did.
-    """
-
-    step: Array
+    step: Array  # [] int32, completed updates
     params: Params
     batch_stats: BatchStats
     opt_state: Any
-    rule_state: Any
-    average: Any
+    rule_state: Any  # as `Rule.init` made it
+    average: Any  # as `Averaging.init` made it
 
     def replace(self, **changes: Any) -> "TrainState":
         """Returns the state with some fields changed."""

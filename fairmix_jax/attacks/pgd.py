@@ -86,6 +86,8 @@ def pgd(
     logits_fn = inputs.checked_model(rewrite_convolutions(logits_fn), labels)
     norm, bounds = threat.norm, threat.bounds
     radius, step = as_radius(threat.epsilon, images.dtype), jnp.asarray(step_size, images.dtype)
+    # XLA folds constants into what is around them, which rounds otherwise than a traced radius.
+    radius, step = lax.optimization_barrier((jnp.asarray(radius), step))
 
     def one(key: Key, image: Array, label: Array, target: Any, factors: Any, start: Array | None):
         epsilon, length = factors[0] * radius, factors[1] * step

@@ -10,6 +10,7 @@ from fairmix_jax.data import gaussian
 from fairmix_jax.theory import class_risks, disparity, equal_error_bias, minimax_risk, optimal_bias
 from fairmix_jax.theory.calibration import (
     bias_deviation,
+    calibrated_bias,
     calibrated_risks,
     excess_bound,
     expected_excess,
@@ -36,6 +37,23 @@ def test_s18_the_disparity_changes_its_sign_at_the_budget_that_was_calibrated_at
     separation, ratio, fitted, tested = models()
     plus, minus = calibrated_risks(separation, ratio, calibration_budget=fitted, budget=tested)
     assert (np.sign(plus - minus) == np.sign(fitted - tested)).all()
+
+
+def test_s17_the_best_bias_at_any_weight_of_the_worst_class():
+    rng = np.random.default_rng(2)
+    for _ in range(60):
+        ratio, margin, t = rng.uniform(1, 4), rng.uniform(0.2, 3), rng.uniform()
+        found = calibrated_bias(margin, ratio, t=t)
+
+        def value(beta, ratio=ratio, margin=margin, t=t):
+            risks = np.stack(class_risks(beta, margin, ratio))
+            return (1 - t) * risks.mean(axis=0) + t * risks.max(axis=0)
+
+        grid = np.linspace(-12, 12, 20_001)
+        assert value(found) <= value(grid).min() + 1e-12
+        is_equal = found == equal_error_bias(margin, ratio)
+        assert is_equal == (t >= (ratio - 1) / (ratio + 1))
+    assert_allclose(calibrated_bias(1.5, 2.0, t=0), optimal_bias(1.5, 2.0), rtol=1e-14)
 
 
 def fitted_bias(rng, number, margin, ratio):

@@ -14,7 +14,9 @@ from tiny import build, fit, tiny
 
 from fairmix_jax import load_model
 from fairmix_jax.lab import config as config_lib
-from fairmix_jax.lab import evaluate_run
+from fairmix_jax.lab import evaluate_run, sweeps
+from fairmix_jax.methods.calibrations import class_bias
+from fairmix_jax.methods.class_bias import margin_tables
 from fairmix_jax.models.described import logits_partial
 from fairmix_jax.runtime import registry
 from fairmix_jax.runtime.errors import UsageError
@@ -112,7 +114,7 @@ def test_with_t_0_the_weights_stay_bit_for_bit(trained):
 def test_a_calibration_is_done_once(trained, monkeypatch):
     found = evaluated(trained, name="class_bias", num_steps=2)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate_run.assembly, "calibration", None)
+        patch.setattr(class_bias, "fitted", None)
         again = evaluated(trained, name="class_bias", num_steps=2)
     assert again["calibration"] == found["calibration"]
     assert again["weights_sha256"] == found["weights_sha256"]
@@ -147,10 +149,44 @@ def test_a_last_layer_whose_outputs_are_not_the_logits_is_refused(trained):
         make("class_bias", 10, t=1.0, num_steps=2).calibrate(weights, data)
 
 
+def test_a_file_is_not_calibrated_on_images_that_it_was_trained_on(trained, tmp_path):
+    evaluated(trained)
+    config, _, own = trained
+    more = config.copy_and_resolve_references().unlock()
+    more.data.val_fraction = 0.3
+    with pytest.raises(UsageError, match=r"val_fraction=0.1 on images that this run validates"):
+        evaluated((more, build(more), own), tmp_path, name="class_bias")
+
+
 def test_without_validation_images_it_is_refused_before_training(trained, tmp_path):
     config = tiny(data__val_fraction=0.0, evaluate__weights="last", calibration__name="class_bias")
     with pytest.raises(UsageError, match="class_bias' reads a validation set"):
         evaluate_run.assembly.calibration(config_lib.settings(config), build(config))
+
+
+def test_runs_of_a_sweep_that_differ_in_calibration_are_trained_once(tmp_path, monkeypatch):
+    config = tiny(
+        model__name="linear", model__width=None, total_epochs=1, evaluate__attacks="clean,pgd2",
+        evaluate__num_examples=50, evaluate__radii=(),
+        sweep="calibration.name=none,head_norm | calibration.name=class_bias "
+        "calibration.num_steps=2 calibration.t=0.2,1.0 | seed=1",
+    )  # fmt: skip
+    trained, tables = [], []
+    fit, rows = sweeps.loop.fit, margin_tables._rows
+    monkeypatch.setattr(sweeps.loop, "fit", lambda *a: trained.append(a[2].name) or fit(*a))
+    monkeypatch.setattr(margin_tables, "_rows", lambda *a: tables.append(1) or rows(*a))
+    sweeps.run(config.lock(), tmp_path, with_training=True)
+    folders = {path.parent.name: path.parent for path in tmp_path.glob("*/evaluation.json")}
+    assert len(folders) == 5
+    assert trained == ["calibration.name=none", "seed=1"] and len(tables) == 1
+    told = {name: json.loads((path / "run.json").read_text()) for name, path in folders.items()}
+    assert len({each["state_sha256"] for each in told.values()}) == 2
+    assert sum("trained_in" in each for each in told.values()) == 3
+    found = [json.loads((path / "evaluation.json").read_text()) for path in folders.values()]
+    assert len({each["weights_sha256"] for each in found}) >= 4
+    assert sorted(each.get("calibration", {"name": "none"})["name"] for each in found) == [
+        "class_bias", "class_bias", "head_norm", "none", "none",
+    ]  # fmt: skip
 
 
 def test_the_command_calibrates_a_trained_run(trained, tmp_path):

@@ -4,7 +4,6 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -63,14 +62,8 @@ class VerdictState:
         self.adversarial[rows[broken]] = adversarial[broken]
 
 
-class Savable(Protocol):
-    """What a `StateFile` keeps: an object whose attributes are arrays, apart from this list."""
-
-    unfinished: list[np.ndarray]
-
-
 class StateFile:
-    """Keeps a `Savable` in a file, whole or not at all, so that an interruption costs little.
+    """Keeps a `VerdictState` in a file, whole or not at all, so that an interruption costs little.
 
     An image in the middle of an attack is saved with the attack's state: begun again it would
     come to the same verdict, but a run of Square is thousands of queries. The file belongs to
@@ -87,7 +80,7 @@ class StateFile:
         waited = time.monotonic() - self._saved
         return self._path is not None and waited >= self._plan.save_seconds
 
-    def save(self, state: Savable) -> None:
+    def save(self, state: VerdictState) -> None:
         """Replaces what was saved before."""
         if self._path is None:
             return
@@ -96,7 +89,7 @@ class StateFile:
         sealed.write(self._path, facts=json.dumps(self._plan.facts), **fields)
         self._saved = time.monotonic()
 
-    def restore(self, state: Savable) -> None:
+    def restore(self, state: VerdictState) -> None:
         """Fills `state` with what was saved of this evaluation, if anything was.
 
         What is damaged, or carries no digest, as version 0.1 wrote it, counts for nothing; of what

@@ -54,7 +54,10 @@ def run(settings: Settings, task: Task, directory: Path) -> dict[str, Any]:
     """
     given = settings.evaluate
     weights, facts = load_weights(directory, given.weights, task)
-    weights, facts = calibrated(settings, task, directory, weights, facts)
+    if not given.weights.endswith(".safetensors"):  # a file's card has that of its own training
+        own = {name: getattr(settings.data, name) for name in ("name", "num_train", "val_fraction")}
+        facts = facts | {"data": own}
+    weights, facts = after_calibration(settings, task, directory, weights, facts)
     if given.weights.endswith(".safetensors") or not recorded(directory):
         record(directory)
     rows = data.balanced_rows(task.dataset.test.labels, given.num_examples)
@@ -173,7 +176,7 @@ def load_weights(workdir: Path, which: str, task: Task) -> tuple[Weights, dict[s
     return restored
 
 
-def calibrated(
+def after_calibration(
     settings: Settings, task: Task, directory: Path, weights: Weights, facts: dict[str, Any]
 ) -> tuple[Weights, dict[str, Any]]:
     """Returns the weights after the calibration that the settings choose, and facts with its own.
@@ -184,16 +187,22 @@ def calibrated(
     chosen, images = settings.calibration, task.validation.images
     if chosen.name == "none":
         return weights, facts
-    threat = {"norm": task.threat.norm, "epsilon": task.threat.epsilon}
+    calibration = assembly.calibration(settings, task)
+    if calibration.reads_validation:
+        source = f"evaluate.weights={settings.evaluate.weights!r}"
+        assembly.require_unseen(source, facts.get("data", {}), settings.data)
     own = as_plain(chosen) | {
-        "of_sha256": digest(weights), "threat": threat, "seed": settings.seed, "version": VERSION,
+        "of_sha256": digest(weights), "seed": settings.seed, "version": VERSION,
+        "threat": {"norm": task.threat.norm, "epsilon": task.threat.epsilon},
         "images_sha256": image_verdicts.fingerprint(
             task.validation.labels, batches.as_float(images)
         ),
     }  # fmt: skip
+    if "calibration" in facts:
+        own["after"] = facts["calibration"]
+    own = json.loads(json.dumps(own))
     if found := processes.from_main(partial(_calibrated_before, directory, own, task)):
-        return found
-    calibration = assembly.calibration(settings, task)
+        return found[0], facts | {"calibration": found[1]}
     data = CalibrationData(
         task.model.apply, batches.as_float(images), task.validation.labels,
         np.arange(len(images)), task.threat, settings.seed, directory / "calibration",
@@ -217,13 +226,13 @@ def calibrated(
 def _calibrated_before(
     directory: Path, own: Mapping[str, Any], task: Task
 ) -> tuple[Weights, dict[str, Any]] | None:
-    """The exported model there and its facts, if it is a sound result of this calibration."""
+    """The exported model there and what its card says of it, if this calibration made it."""
     try:
         weights, facts = _exported(str(directory / "model.safetensors"), task)
     except UsageError:
         return None
     found = facts.get("calibration", {})
-    return (weights, facts) if found | own == found else None
+    return (weights, found) if found | own == found else None
 
 
 def has_weights(workdir: Path, which: str, task: Task) -> bool:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from fairmix_jax import data, report
 from fairmix_jax.lab import config as config_lib
-from fairmix_jax.lab import engines, evaluate_run, preflight, workdir
+from fairmix_jax.lab import engines, evaluate_run, preflight, shared_training, workdir
 from fairmix_jax.lab.engines import Engine
 from fairmix_jax.lab.schema import Config
 from fairmix_jax.runtime import field_texts, processes
@@ -103,6 +103,9 @@ def _do_runs(
         try:
             own = config_lib.override(config, changes)
             if load is not None:
+                ended = [directory / n for n in states if states[n]["status"] == "done"]
+                if with_training:
+                    processes.from_main(partial(shared_training.take_over, folder, own, ended))
                 on_change(name, _do(own, folder, with_training, load, show=False))
                 continue
             workdir.claim(folder, own)

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,10 @@ def require(workdir: Path, config: ConfigDict) -> None:
     settings of evaluation and checkpoints, and with its data in another place; the message names
     the first other field that has changed. A run that has not begun binds nobody.
     """
-    plain = flatten(json.loads(json.dumps(resolved(config))))
-    fixed = {field: value for field, value in plain if not field.startswith(_MAY_CHANGE)}
+    fixed = binding(config)
     processes.require_equal("the config", json.dumps(fixed, sort_keys=True))
     processes.from_main(lambda: require_writable(workdir))
-    old = dict(flatten(_as_now(read_json(workdir / "config.json") or {})))
+    old = processes.from_main(partial(stored_binding, workdir))
     made = [found for name in _BEGUN for found in (name, f"*/{name}")]
     begun = processes.from_main(lambda: any(any(workdir.glob(name)) for name in made))
     for field, value in fixed.items() if begun else ():
@@ -82,6 +82,21 @@ def require(workdir: Path, config: ConfigDict) -> None:
                 f"workdir={str(workdir)!r} holds a run with {field}={old[field]!r}, now "
                 f"{value!r}; give another --workdir or the same value"
             )
+
+
+def binding(config: ConfigDict) -> dict[str, Any]:
+    """Returns the fields that a run keeps, once begun, by their dotted names."""
+    return _binding(json.loads(json.dumps(resolved(config))))
+
+
+def stored_binding(workdir: Path) -> dict[str, Any]:
+    """Returns the same of what `config.json` says, empty if there is none."""
+    path = workdir / "config.json"
+    return _binding(_as_now(json_files.load(path))) if path.exists() else {}
+
+
+def _binding(plain: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in flatten(plain) if not k.startswith(_MAY_CHANGE)}
 
 
 def require_writable(workdir: Path) -> None:

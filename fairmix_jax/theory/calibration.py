@@ -2,16 +2,17 @@
 
 Quantities as in `fairmix_jax.theory`; `num_images` are the validation points of each class. A
 fitted bias makes the larger of the two *empirical* risks under the attack of its budget as small as
-it can be. docs/theory/calibration.md has the proofs.
+it can be: `t=1`, without shrinking. docs/theory/calibration.md has the proofs.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from fairmix_jax.theory import minimax_risk
+from fairmix_jax.theory import equal_error_bias, minimax_risk, optimal_bias
 from fairmix_jax.theory.quantities import (
     at_least_one,
+    in_closed_unit_interval,
     in_unit_interval,
     nonnegative,
     positive,
@@ -36,6 +37,23 @@ def calibrated_risks(
     (margin,) = positive(margin=separation - fitted)
     z, x = 2 * margin / (ratio + 1), fitted - tested
     return special.ndtr(-(z + x / ratio)), special.ndtr(-(z + x))
+
+
+def calibrated_bias(margin: ArrayLike, ratio: ArrayLike, *, t: ArrayLike) -> np.ndarray:
+    """Returns the bias that maximises `(1 - t) average + t worst class` under attack (S17).
+
+    `min(beta0, beta*)` with `beta0 = equal_error_bias` and `beta*` the `optimal_bias` of unmixed
+    data with the prior `(1 + t) / 2`; for `ratio >= 1`.
+
+    Guarantees: it is `beta0`, so both classes have the same risk, exactly if
+    `t >= (K - 1) / (K + 1)`; at `t = 0` it is the Bayes rule.
+    """
+    (margin,), (ratio,) = positive(margin=margin), at_least_one(ratio=ratio)
+    (weight,) = in_closed_unit_interval(t=t)
+    prior = np.minimum((1 + weight) / 2, ratio / (1 + ratio))  # at more it is beta0
+    equal = equal_error_bias(margin, ratio)
+    best = np.minimum(equal, optimal_bias(margin, ratio, prior=prior))
+    return np.where(weight >= (ratio - 1) / (ratio + 1), equal, best)[()]
 
 
 def bias_deviation(margin: ArrayLike, ratio: ArrayLike, num_images: ArrayLike) -> np.ndarray:

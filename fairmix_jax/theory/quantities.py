@@ -28,6 +28,7 @@ at_least_one = partial(_require, lambda array: array >= 1, "at least 1 and finit
 finite = partial(_require, np.isfinite, "finite")
 nonnegative = partial(_require, lambda array: array >= 0, "at least 0 and finite")
 in_unit_interval = partial(_require, lambda a: (a > 0) & (a < 1), "strictly between 0 and 1")
+in_closed_unit_interval = partial(_require, lambda a: (a >= 0) & (a <= 1), "between 0 and 1")
 not_one = partial(_require, lambda a: (a > 0) & (a != 1), "positive, finite and other than 1")
 
 

@@ -1,7 +1,7 @@
 """From settings to the pure parts of a run."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from fairmix_jax.runtime import registry
 from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.runtime.json_files import read_json
 from fairmix_jax.training.checkpoints import stored_weights
-from fairmix_jax.training.settings import Member, Optimizer, Settings
+from fairmix_jax.training.settings import Data, Member, Optimizer, Settings
 from fairmix_jax.training.step import TrainStep, initial_state, make_train_step
 from fairmix_jax.training.task import Task
 
@@ -47,15 +47,8 @@ def hot_start(settings: Settings, task: Task) -> t.Weights | None:
     chosen, source = settings.hot_start, Path(settings.hot_start.workdir)
     if not chosen.workdir:
         return None
-    theirs, ours = (read_json(source / "config.json") or {}).get("data", {}), settings.data
-    is_same = (theirs.get("name"), theirs.get("num_train")) == (ours.name, ours.num_train)
-    # Validation parts of one data set are nested, so the larger one holds the smaller.
-    if is_same and theirs["val_fraction"] < ours.val_fraction:
-        raise UsageError(
-            f"hot_start.workdir={chosen.workdir!r} was trained with data.val_fraction="
-            f"{theirs['val_fraction']} on images that this run validates with; train it with "
-            f"data.val_fraction={ours.val_fraction}, or lower it here"
-        )
+    theirs = (read_json(source / "config.json") or {}).get("data", {})
+    require_unseen(f"hot_start.workdir={chosen.workdir!r}", theirs, settings.data)
     try:
         restored = stored_weights(source, chosen.weights, task.model)
     except UsageError as error:
@@ -68,6 +61,21 @@ def hot_start(settings: Settings, task: Task) -> t.Weights | None:
     return restored[0]
 
 
+def require_unseen(source: str, theirs: Mapping[str, Any], ours: Data) -> None:
+    """Raises a `UsageError` if a network was trained on images that these settings validate with.
+
+    `theirs` are the `data` of the config that trained it.
+    """
+    is_same = (theirs.get("name"), theirs.get("num_train")) == (ours.name, ours.num_train)
+    # Validation parts of one data set are nested, so the larger one holds the smaller.
+    if is_same and theirs["val_fraction"] < ours.val_fraction:
+        raise UsageError(
+            f"{source} was trained with data.val_fraction={theirs['val_fraction']} on images that "
+            f"this run validates with; train it with data.val_fraction={ours.val_fraction}, or "
+            "lower it here"
+        )
+
+
 def calibration(settings: Settings, task: Task) -> t.Calibration:
     """Returns what is done to the weights before they are evaluated.
 
@@ -76,10 +84,11 @@ def calibration(settings: Settings, task: Task) -> t.Calibration:
         there.
     """
     made = _member("calibrations", settings.calibration, len(task.dataset.class_names))
-    if made.reads_validation and not len(task.validation.labels):
+    if made.reads_validation and np.bincount(task.validation.labels, minlength=1).max() < 2:
         raise UsageError(
-            f"calibration.name={settings.calibration.name!r} reads a validation set and there is "
-            f"none; raise data.val_fraction={settings.data.val_fraction}"
+            f"calibration.name={settings.calibration.name!r} reads a validation set and there are "
+            "not two images of any class in it; raise "
+            f"data.val_fraction={settings.data.val_fraction}"
         )
     _built(made.check, weights_template(task.model))
     return made

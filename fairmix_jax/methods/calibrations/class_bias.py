@@ -9,6 +9,7 @@ import numpy as np
 from fairmix_jax.methods import calibrations
 from fairmix_jax.methods.class_bias import calibrate as fitted
 from fairmix_jax.models.described import logits_partial
+from fairmix_jax.runtime import processes
 from fairmix_jax.runtime.registry import checked
 from fairmix_jax.types import Calibration, CalibrationData, Count, Share, Source, Weights
 
@@ -21,7 +22,7 @@ REACHED = ("as_trained", "fitted", "held_out")
 @checked
 def make(
     num_classes: int, *, objective: Literal["worst_class", "gap"] = "worst_class",
-    t: Share = 0.2, floor: Share = 0.0, clean_share: Share = 0.0, num_steps: Count = 20,
+    t: Share = 0.2, max_drop: Share = 0.02, clean_share: Share = 0.0, num_steps: Count = 20,
     num_restarts: Count = 1,
 ) -> Calibration:  # fmt: skip
     """Returns a calibration that adds a bias to each class's logit, chosen on validation images.
@@ -34,7 +35,7 @@ def make(
     Args:
       objective: make `(1 - t) average + t worst class` large, or the `"gap"` small.
       t: weight of the worst class.
-      floor: least average accuracy on the validation images at which the gap is made small.
+      max_drop: how much of the average may be given up where the gap is made small.
       clean_share: how much clean accuracies count beside those under attack.
       num_steps: of the attack towards each wrong class.
       num_restarts: of that attack.
@@ -60,14 +61,15 @@ def make(
         _require_added(data, weights, moved_by(probe), probe)
         found = fitted(
             logits_partial(data.apply, weights), data.images, data.labels, threat=data.threat,
-            objective=objective, t=t, floor=floor, clean_share=clean_share, num_steps=num_steps,
-            num_restarts=num_restarts, seed=data.seed, index=data.index, workdir=data.workdir,
+            objective=objective, t=t, max_drop=max_drop, clean_share=clean_share,
+            num_steps=num_steps, num_restarts=num_restarts, seed=data.seed, index=data.index,
+            workdir=data.workdir,
         )  # fmt: skip
-        reached = {name: getattr(found, name)._asdict() for name in REACHED}
-        return moved_by(found.offsets), {
-            "offsets": found.offsets.tolist(),
-            "factor": found.factor,
-        } | reached
+        facts = {"offsets": found.offsets.tolist(), "factor": found.factor}
+        facts |= {name: getattr(found, name)._asdict() for name in REACHED}
+        # Computed by each process for itself, where there are several.
+        offsets = np.asarray(processes.from_main(lambda: facts["offsets"]))
+        return moved_by(offsets) if offsets.any() else weights, facts
 
     return Calibration(calibrate, check=bias_of, reads_validation=True)
 
@@ -76,11 +78,13 @@ def _require_added(
     data: CalibrationData, weights: Weights, moved: Weights, offsets: np.ndarray
 ) -> None:
     """The layer that was found is the last one: its bias moves the logits by as much."""
+    look = jax.jit(lambda logits_fn, images: logits_fn(images))
     images = jnp.asarray(data.images[:8])
-    before, after = (jax.jit(logits_partial(data.apply, each))(images) for each in (weights, moved))
-    if not np.allclose(
-        after - before, offsets, rtol=0, atol=1e-3 * (1 + float(jnp.abs(before).max()))
-    ):
+    before, after = (look(logits_partial(data.apply, each), images) for each in (weights, moved))
+    if not jnp.isfinite(before).all():
+        raise ValueError("calibration.name='class_bias' needs finite logits; train the model anew")
+    room = 1e-3 * (1 + float(jnp.abs(before).max()))
+    if not np.allclose(after - before, offsets, rtol=0, atol=room):
         raise ValueError(
             "calibration.name='class_bias' needs a model whose logits are its last layer's outputs"
         )

@@ -1,11 +1,14 @@
 """Accuracies of the classes at any biases, read from a margin table, and what they shall reach."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from fairmix_jax.runtime import inputs
+
 _SHARPNESS = 60.0  # of the smooth smallest and largest accuracy
+_TIE_BREAK = 1e-7  # weight of the average among equal objectives: less than one image
 
 
 class Reached(NamedTuple):
@@ -17,17 +20,12 @@ class Reached(NamedTuple):
 
 
 class Margins(NamedTuple):
-    """The rows that biases are fitted on.
+    """The rows that biases are fitted on."""
 
-    Attributes:
-      table: `[N, K]` float64, of `margin_table`.
-      labels: `[N]` int.
-      weights: `[N]` float64, how much a row counts in the accuracy of its class.
-    """
-
-    table: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
+    table: np.ndarray  # [N, K] float64, of `margin_table`
+    labels: np.ndarray  # [N] int
+    weights: np.ndarray  # [N] float64, how much a row counts in the accuracy of its class
+    index: np.ndarray  # [N] int, the number of the row's image
 
     def take(self, rows: np.ndarray) -> "Margins":
         """Returns some of the rows."""
@@ -40,60 +38,90 @@ class Margins(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What the biases shall make large: functions of the accuracies of classes and of a number.
+    """What the biases shall make large: functions of class accuracies and of a parameter."""
+
+    exact: Callable[[np.ndarray, float], np.ndarray]  # of `[..., K]`, the value `[...]`
+    smooth: Callable[[np.ndarray, float], tuple[float, np.ndarray]]  # of `[K]`: value, slope `[K]`
+    parameter: float
+    leaves_alone: bool = False  # whether the model as trained is wanted, whatever the value
+
+    def of(self, accuracies: np.ndarray) -> np.ndarray:
+        """Returns its value, `[...]`, at accuracies `[..., K]`; of equal ones averages decide."""
+        return self.exact(accuracies, self.parameter) + _TIE_BREAK * accuracies.mean(axis=-1)
+
+
+class Goal(NamedTuple):
+    """An objective before it is known which model it is for.
 
     Attributes:
-      exact: of `[..., K]`, the value `[...]`.
-      smooth: of `[K]`, a smooth version of it and its slope `[K]`.
-      number: the second argument of both.
-      leaves_alone: whether the model as trained is wanted, whatever the value.
+      objective: `"worst_class"` makes `(1 - t) average + t worst class` large, `"gap"` the gap
+        small.
+      t: weight of the worst class, in [0, 1]; 0 leaves the model alone.
+      max_drop: how much less the average may be than without biases where the gap is made small,
+        in [0, 1]. Where no biases keep that, a larger average is better.
     """
 
-    exact: Callable[[np.ndarray, float], np.ndarray]
-    smooth: Callable[[np.ndarray, float], tuple[float, np.ndarray]]
-    number: float
-    leaves_alone: bool = False
+    objective: Literal["worst_class", "gap"] = "worst_class"
+    t: float = 0.2
+    max_drop: float = 0.02
 
-    def of(self, shares: np.ndarray) -> np.ndarray:
-        """Returns its value, `[...]`, at accuracies `[..., K]`."""
-        return self.exact(shares, self.number)
+    def check(self) -> None:
+        """Raises a `ValueError` that names a field with a wrong value."""
+        if self.objective not in ("worst_class", "gap"):
+            raise ValueError(f"objective={self.objective!r} is unknown; give worst_class or gap")
+        inputs.check_finite(0, 1, t=self.t, max_drop=self.max_drop)
+
+    def on(self, given: Margins) -> Objective:
+        """Returns the objective for a model with these margins."""
+        if self.objective == "gap":
+            before = reached(class_accuracies(given, np.zeros(given.table.shape[1]))).average
+            return Objective(_small_gap, _smooth_small_gap, before - self.max_drop)
+        functions = _average_and_worst_class, _smooth_average_and_worst_class
+        return Objective(*functions, self.t, leaves_alone=not self.t)
 
 
-def margins(table: Any, labels: Any, *, clean: Any = None, clean_share: float = 0.0) -> Margins:
+def margins(
+    table: Any, labels: Any, *, clean: Any = None, clean_share: float = 0.0, index: Any = None
+) -> Margins:
     """Returns checked margins: of a table, or of a mixture of a table and that of clean images.
 
     The accuracy of a class is then `(1 - clean_share)` times that under attack plus `clean_share`
-    times the clean one.
+    times the clean one. `index` are numbers that tell the images apart, `0 .. N - 1` if `None`.
 
     Raises:
-      ValueError: the tables or labels do not fit each other, or a margin is not a number.
+      ValueError: the tables, labels or numbers do not fit each other; a margin is not a number.
     """
-    table, labels = np.asarray(table, np.float64), np.asarray(labels)
-    if table.ndim != 2 or labels.shape != table.shape[:1] or not len(labels):
-        raise ValueError(
-            f"table {table.shape} and labels {labels.shape} do not fit; give [N, K] and [N]"
-        )
-    if not np.issubdtype(labels.dtype, np.integer) or not _are_own(table, labels):
-        raise ValueError("labels do not fit the table; its columns of the true classes are inf")
-    if not 0 <= clean_share <= 1 or (clean_share and clean is None):
-        raise ValueError(f"{clean_share=} is outside [0, 1], or there is no table of clean margins")
+    labels = np.asarray(labels)
+    table = _checked("table", np.asarray(table, np.float64), labels)
+    index = np.arange(len(labels)) if index is None else np.asarray(index)
+    inputs.check_rows("index", index, len(labels))
+    inputs.check_finite(0, 1, clean_share=clean_share)
+    attacked = Margins(table, labels, np.full(len(labels), 1.0 - clean_share), index)
     if not clean_share:
-        return Margins(table, labels, np.ones(len(labels)))
-    clean = np.asarray(clean, np.float64)
-    if clean.shape != table.shape or not _are_own(clean, labels):
-        raise ValueError(f"clean {clean.shape} is no table of the same images, {table.shape}")
-    weights = np.repeat([1 - clean_share, clean_share], len(labels))
-    return Margins(np.concatenate([table, clean]), np.tile(labels, 2), weights)
+        return attacked
+    if clean is None:
+        raise ValueError(f"clean=None, but {clean_share=}; give the table of clean margins")
+    clean = _checked("clean", np.asarray(clean, np.float64), labels)
+    if clean.shape != table.shape:
+        raise ValueError(f"clean has shape {clean.shape}, table {table.shape}; give the same")
+    at_rest = attacked._replace(table=clean, weights=np.full(len(labels), clean_share))
+    if clean_share == 1:
+        return at_rest
+    return Margins(*(np.concatenate(pair) for pair in zip(attacked, at_rest, strict=True)))
 
 
-def _are_own(table: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether the margins to the true classes, and only they, are infinite."""
-    if labels.min() < 0 or labels.max() >= table.shape[1] or np.isnan(table).any():
-        return False
-    return bool((np.isposinf(table) == (np.arange(table.shape[1]) == labels[:, None])).all())
+def _checked(name: str, table: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    if table.ndim != 2 or not len(labels):
+        raise ValueError(f"{name} has shape {table.shape}; give [N, K], N at least 1")
+    inputs.check_labels(labels, len(table), table.shape[1])
+    if np.isnan(table).any():
+        raise ValueError(f"{name} holds NaN, {np.isnan(table).sum()} times; give margins")
+    if (np.isposinf(table) != (np.arange(table.shape[1]) == labels[:, None])).any():
+        raise ValueError(f"{name} is not inf at the labels, and only there; give their own table")
+    return table
 
 
-def shares(given: Margins, offsets: np.ndarray) -> np.ndarray:
+def class_accuracies(given: Margins, offsets: np.ndarray) -> np.ndarray:
     """Returns `[K]`, the accuracy of each class at these biases; NaN of one without images.
 
     An image is robust where every margin of its row, with the biases, is positive.
@@ -104,59 +132,35 @@ def shares(given: Margins, offsets: np.ndarray) -> np.ndarray:
         return correct / given.totals
 
 
-def reached(found: np.ndarray) -> Reached:
+def reached(accuracies: np.ndarray) -> Reached:
     """Returns average, worst class and gap of `[K]` accuracies; NaN do not count."""
-    found = found[~np.isnan(found)]
+    found = accuracies[~np.isnan(accuracies)]
     return Reached(float(found.mean()), float(found.min()), float(np.ptp(found)))
 
 
-def average_and_worst_class(t: float) -> Objective:
-    """Returns `(1 - t) average + t worst class`; `t=0` leaves the model alone.
-
-    Raises:
-      ValueError: `t` is outside [0, 1].
-    """
-    if not 0 <= t <= 1:
-        raise ValueError(f"t={t} is outside [0, 1]; give the weight of the worst class")
-    return Objective(_average_and_worst_class, _smooth_average_and_worst_class, t, not t)
+def _average_and_worst_class(accuracies: np.ndarray, t: float) -> np.ndarray:
+    return (1 - t) * accuracies.mean(axis=-1) + t * accuracies.min(axis=-1)
 
 
-def small_gap(floor: float) -> Objective:
-    """Returns what is largest where the gap is smallest, at an average of at least `floor`.
-
-    Below the floor a larger average is better, and anything above it better still.
-
-    Raises:
-      ValueError: `floor` is outside [0, 1].
-    """
-    if not 0 <= floor <= 1:
-        raise ValueError(f"floor={floor} is outside [0, 1]; give the least average accuracy")
-    return Objective(_small_gap, _smooth_small_gap, floor)
+def _smooth_average_and_worst_class(accuracies: np.ndarray, t: float) -> tuple[float, np.ndarray]:
+    lowest, slope = _smooth_min(accuracies)
+    return (1 - t) * accuracies.mean() + t * lowest, (1 - t) / len(accuracies) + t * slope
 
 
-def _average_and_worst_class(shares: np.ndarray, t: float) -> np.ndarray:
-    return (1 - t) * shares.mean(axis=-1) + t * shares.min(axis=-1)
+def _small_gap(accuracies: np.ndarray, floor: float) -> np.ndarray:
+    missing = floor - accuracies.mean(axis=-1)
+    return np.where(missing <= 1e-12, -np.ptp(accuracies, axis=-1), -1 - missing)
 
 
-def _smooth_average_and_worst_class(shares: np.ndarray, t: float) -> tuple[float, np.ndarray]:
-    lowest, slope = _smooth_min(shares)
-    return (1 - t) * shares.mean() + t * lowest, (1 - t) / len(shares) + t * slope
-
-
-def _small_gap(shares: np.ndarray, floor: float) -> np.ndarray:
-    missing = floor - shares.mean(axis=-1)
-    return np.where(missing <= 1e-12, -np.ptp(shares, axis=-1), -1 - missing)
-
-
-def _smooth_small_gap(shares: np.ndarray, floor: float) -> tuple[float, np.ndarray]:
-    (lowest, rise), (highest, fall) = _smooth_min(shares), _smooth_min(-shares)
-    missing = floor - shares.mean()
+def _smooth_small_gap(accuracies: np.ndarray, floor: float) -> tuple[float, np.ndarray]:
+    (lowest, rise), (highest, fall) = _smooth_min(accuracies), _smooth_min(-accuracies)
+    missing = floor - accuracies.mean()
     price = 20 * (missing > 0)
-    return lowest + highest - price * missing, rise - fall + price / len(shares)
+    return lowest + highest - price * missing, rise - fall + price / len(accuracies)
 
 
-def _smooth_min(shares: np.ndarray) -> tuple[float, np.ndarray]:
+def _smooth_min(accuracies: np.ndarray) -> tuple[float, np.ndarray]:
     """A smooth smallest accuracy, and its slope."""
-    lowest = shares.min()
-    powers = np.exp(-_SHARPNESS * (shares - lowest))
+    lowest = accuracies.min()
+    powers = np.exp(-_SHARPNESS * (accuracies - lowest))
     return lowest - np.log(powers.sum()) / _SHARPNESS, powers / powers.sum()

@@ -51,9 +51,10 @@ def test_s17_the_best_bias_at_any_weight_of_the_worst_class():
 
         grid = np.linspace(-12, 12, 20_001)
         assert value(found) <= value(grid).min() + 1e-12
-        is_equal = found == equal_error_bias(margin, ratio)
+        is_equal = np.isclose(found, equal_error_bias(margin, ratio), rtol=1e-12, atol=0)
         assert is_equal == (t >= (ratio - 1) / (ratio + 1))
     assert_allclose(calibrated_bias(1.5, 2.0, t=0), optimal_bias(1.5, 2.0), rtol=1e-14)
+    assert_allclose(calibrated_bias(1.5, 2.0, t=1), equal_error_bias(1.5, 2.0), rtol=1e-14)
 
 
 def fitted_bias(rng, number, margin, ratio):

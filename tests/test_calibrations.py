@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ from fairmix_jax.lab import evaluate_run, sweeps
 from fairmix_jax.methods.calibrations import class_bias
 from fairmix_jax.methods.class_bias import margin_tables
 from fairmix_jax.models.described import logits_partial
-from fairmix_jax.runtime import registry
+from fairmix_jax.runtime import json_files, registry
 from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.types import CalibrationData, ThreatModel, Weights
 
@@ -151,11 +152,16 @@ def test_a_last_layer_whose_outputs_are_not_the_logits_is_refused(trained):
 
 def test_a_file_is_not_calibrated_on_images_that_it_was_trained_on(trained, tmp_path):
     evaluated(trained)
-    config, _, own = trained
-    more = config.copy_and_resolve_references().unlock()
-    more.data.val_fraction = 0.3
-    with pytest.raises(UsageError, match=r"val_fraction=0.1 on images that this run validates"):
-        evaluated((more, build(more), own), tmp_path, name="class_bias")
+    config, task, own = trained
+    for name in ("model.json", "model.safetensors"):
+        shutil.copy(own / name, tmp_path)
+    card = json_files.load(tmp_path / "model.json")
+    assert card["data"] == {"name": "digits", "num_train": 500, "val_fraction": 0.15}
+    json_files.write_json(
+        tmp_path / "model.json", card | {"data": card["data"] | {"val_fraction": 0.05}}
+    )
+    with pytest.raises(UsageError, match=r"val_fraction=0.05 on images that this run validates"):
+        evaluated((config, task, tmp_path), tmp_path / "new", name="class_bias")
 
 
 def test_without_validation_images_it_is_refused_before_training(trained, tmp_path):

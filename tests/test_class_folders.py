@@ -247,7 +247,7 @@ def test_a_name_of_the_library_is_left_to_it(source):
 
 def test_the_source_is_a_folder_or_a_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    assert "no file" in refusal(tmp_path / "pipe", "cifar10")
+    assert "does not exist as a file" in refusal(tmp_path / "pipe", "cifar10")
     assert "train/CLASS" in refusal(fill(tmp_path / "few", ["ant"]))
     (tmp_path / "half/train/ant").mkdir(parents=True)
     assert "test/CLASS" in refusal(tmp_path / "half")

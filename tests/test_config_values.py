@@ -176,6 +176,7 @@ BY_HAND = [
     ("data.name", "", {}), ("data.name", "a" * 300, {}), ("data.name", "~root", {}),
     ("model.name", "", {}), ("model.name", 3, {}), ("model.name", ["small_cnn"], {}),
     ("base.name", "../trades", {}), ("rule.name", None, {}), ("averaging.name", "ema\n", {}),
+    ("calibration.name", "platt", {}), ("calibration.name", 0.2, {}),
     ("rule.name", {"a": 1}, {}), ("base.name", "TRADES", {}), ("averaging.name", 10**400, {}),
     ("model.norm", "batch:0", {}), ("model.norm", "batch:²", {}), ("model.norm", "batch:-1", {}),
     ("model.norm", "batch:", {}), ("model.norm", "batch:3.5", {}), ("model.norm", "Batch", {}),

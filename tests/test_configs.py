@@ -85,10 +85,8 @@ def test_accelerator_recipe():
 
 def test_base_has_a_field_for_every_member_argument():
     config = config_lib.default_config()
-    for axis in ("data", "models", "bases", "rules", "averaging", "calibrations"):
-        section = {"data": "data", "models": "model", "bases": "base", "rules": "rule"}.get(
-            axis, axis
-        )
+    assert "calibration" in registry.AXES
+    for section, axis in registry.AXES.items():
         for name in registry.names(axis):
             assert registry.parameters(axis, name).keys() <= set(config[section])
 

@@ -16,7 +16,7 @@ from fairmix_jax.runtime import json_files, moved
 def test_a_run_that_version_0_1_began_goes_on_and_is_evaluated_and_reported(tmp_path):
     """It was stopped by SIGTERM after step 10 of 18; one section is younger than its config."""
     with tarfile.open(ROOT / "tests" / "data" / "run_of_version_0_1.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path)
     folder = tmp_path / "stopped"
     before = json.loads((folder / "config.json").read_text())
     command = [sys.executable, "launch.py", f"--workdir={folder}"]

@@ -10,12 +10,11 @@ from tiny import tiny
 from fairmix_jax.data import digits
 from fairmix_jax.lab import config as config_lib
 from fairmix_jax.lab import evaluate_run, sweeps, workdir
-from fairmix_jax.methods.rules import knobs
 from fairmix_jax.runtime import registry
 from fairmix_jax.runtime.console import console
 from fairmix_jax.runtime.errors import RunsFailed, UsageError
 from fairmix_jax.training import loop
-from fairmix_jax.types import Rule
+from fairmix_jax.types import Averaging
 
 
 @pytest.fixture(autouse=True)
@@ -151,19 +150,19 @@ def test_a_member_of_a_users_own_that_needs_values_is_left_to_training(
 ):
     """Also one that breaks: the other runs are not to blame, and its traceback is kept."""
 
-    def finish(weights):
+    def init(weights):
         if config.attack.epsilon == 0.3:
             raise KeyError("broken")
-        return weights if np.asarray(jax.tree.leaves(weights)[0]).size else None
+        return () if np.asarray(jax.tree.leaves(weights)[0]).size else None
 
-    def make(num_classes):
-        return Rule(lambda: (), lambda state: knobs(num_classes), finish=finish)
+    def make(**_):
+        return Averaging(init, lambda average, *_: average, lambda average, weights: weights)
 
     load = registry.load
     monkeypatch.setattr(
         registry, "load", lambda axis, name: make if name == "own" else load(axis, name)
     )
-    config = tiny(rule__name="own", sweep="seed=0,1")
+    config = tiny(averaging__name="own", averaging__decay=None, sweep="seed=0,1")
     sweeps.run(config, tmp_path, with_training=True)
     assert started == ["seed=0", "seed=1"]
     config.attack.epsilon = 0.3

@@ -24,7 +24,7 @@ METHODS = {
 }
 _CALIBRATIONS = {
     "": "calibration.name=none",
-    **{f" t={t}": f"calibration.name=class_bias calibration.t={t}" for t in WEIGHTS},
+    **{f" t{100 * t:.0f}": f"calibration.name=class_bias calibration.t={t}" for t in WEIGHTS},
     " head_norm": "calibration.name=head_norm",
 }
 ARMS = {
@@ -36,26 +36,26 @@ _RULES = ("faal", "trix", "dafa", "wat", "cfa")
 
 PREDICTIONS = (
     # A trial with one seed had shown this of PGD-AT and of pairs on other models.
-    *(f"C1: worst_class(pgd20): {method} t=0.2 > {method}" for method in METHODS),
-    *(f"C2: gap(clean): {method} t=0.2 < {method}" for method in METHODS),
+    *(f"C1: worst_class(pgd20): {method} t20 > {method}" for method in METHODS),
+    *(f"C2: gap(clean): {method} t20 < {method}" for method in METHODS),
     # Calibration alone against every rule that trains for the worst class.
-    *(f"C3: worst_class(pgd20): pgd_at t=0.2 > {rule}" for rule in _RULES),
+    *(f"C3: worst_class(pgd20): pgd_at t20 > {rule}" for rule in _RULES),
     # Rules change features too, so that with both the worst class does better still.
-    *(f"C4: worst_class(pgd20): {rule} t=0.2 > pgd_at t=0.2" for rule in _RULES),
+    *(f"C4: worst_class(pgd20): {rule} t20 > pgd_at t20" for rule in _RULES),
     # S19 says that mixing does nothing then; networks had paid for it with features.
-    "C5: average(pgd20): pairs t=0.2 < pgd_at t=0.2",
-    "C5: worst_class(pgd20): pairs t=0.2 < pgd_at t=0.2",
+    "C5: average(pgd20): pairs t20 < pgd_at t20",
+    "C5: worst_class(pgd20): pairs t20 < pgd_at t20",
     # Norms of rows are no target; a bias is fitted to one.
-    "C6: worst_class(pgd20): pgd_at t=0.2 > pgd_at head_norm",
+    "C6: worst_class(pgd20): pgd_at t20 > pgd_at head_norm",
     # The frontier is flat at its top.
-    "C7: average(pgd20): pgd_at t=1.0 < pgd_at t=0.2",
-    "C7: worst_class(pgd20): pgd_at t=1.0 > pgd_at t=0.2",
+    "C7: average(pgd20): pgd_at t100 < pgd_at t20",
+    "C7: worst_class(pgd20): pgd_at t100 > pgd_at t20",
 )
 
 
 def get_config(arg: str = ""):
     """Returns the config; `:smoke` trains two methods for an epoch on 1,000 images, two seeds."""
-    smoke_runs = ("pgd_at", "pgd_at t=0.2", "pairs", "pairs t=0.2")
+    smoke_runs = ("pgd_at", "pgd_at t20", "pairs", "pairs t20")
     config = study_mixing.follow_up(
         arg, ARMS, PREDICTIONS, runs=ARMS, smoke_runs=smoke_runs, seeds=SEEDS
     )

@@ -212,13 +212,13 @@ def after_calibration(
             weights, found = calibration.calibrate(weights, data)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if "held_out" in found:
-        stages = [found[name] for name in ("as_trained", "fitted", "held_out")]
+    if "expected" in found:
+        stages = [found[name] for name in ("as_trained", "fitted", "expected")]
         for which in ("average", "worst_class"):
-            before, after, held_out = (f"{100 * stage[which]:.1f}" for stage in stages)
+            before, after, expected = (f"{100 * stage[which]:.1f}" for stage in stages)
             console.print(
                 f"calibration: {which.replace('_', ' ')} on validation images under attack "
-                f"{before} -> {after} %, on images that did not choose it {held_out} %"
+                f"{before} -> {after} %, expected on new images {expected} %"
             )
     return weights, facts | {"calibration": own | found}
 

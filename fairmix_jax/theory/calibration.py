@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from fairmix_jax.theory import equal_error_bias, minimax_risk, optimal_bias
+from fairmix_jax.theory import minimax_risk
 from fairmix_jax.theory.quantities import (
     at_least_one,
     in_closed_unit_interval,
@@ -42,18 +42,20 @@ def calibrated_risks(
 def calibrated_bias(margin: ArrayLike, ratio: ArrayLike, *, t: ArrayLike) -> np.ndarray:
     """Returns the bias that maximises `(1 - t) average + t worst class` under attack (S17).
 
-    `min(beta0, beta*)` with `beta0 = equal_error_bias` and `beta*` the `optimal_bias` of unmixed
-    data with the prior `(1 + t) / 2`; for `ratio >= 1`.
+    For `ratio >= 1`, with `L = max(0, ln(K (1 - t) / (1 + t)))`:
 
-    Guarantees: it is `beta0`, so both classes have the same risk, exactly if
-    `t >= (K - 1) / (K + 1)`; at `t = 0` it is the Bayes rule.
+      beta = ((K^2 - 1) mu^2 - 2 K^2 L) / ((K^2 + 1) mu + K sqrt(4 mu^2 + 2 (K^2 - 1) L))
+
+    Guarantees: it is `equal_error_bias`, so both classes have the same risk, exactly if
+    `t >= (K - 1) / (K + 1)`; at `t = 0` it is `optimal_bias`.
     """
     (margin,), (ratio,) = positive(margin=margin), at_least_one(ratio=ratio)
     (weight,) = in_closed_unit_interval(t=t)
-    prior = np.minimum((1 + weight) / 2, ratio / (1 + ratio))  # at more it is beta0
-    equal = equal_error_bias(margin, ratio)
-    best = np.minimum(equal, optimal_bias(margin, ratio, prior=prior))
-    return np.where(weight >= (ratio - 1) / (ratio + 1), equal, best)[()]
+    level = np.maximum(0.0, np.log(ratio) - 2 * np.arctanh(np.minimum(weight, 1 - 1e-16)))
+    square = ratio**2
+    root = np.sqrt(4 * margin**2 + 2 * (square - 1) * level)
+    above = (square - 1) * margin**2 - 2 * square * level
+    return (above / ((square + 1) * margin + ratio * root))[()]
 
 
 def bias_deviation(margin: ArrayLike, ratio: ArrayLike, num_images: ArrayLike) -> np.ndarray:

@@ -15,7 +15,7 @@ from fairmix_jax.types import Calibration, CalibrationData, Count, Share, Source
 
 SOURCE = Source("ours; for clean accuracy Menon et al. 2021, arXiv 2007.07314")
 
-REACHED = ("as_trained", "fitted", "held_out")
+REACHED = ("as_trained", "fitted", "expected")
 """The facts that are accuracies, each as average, worst class and gap."""
 
 

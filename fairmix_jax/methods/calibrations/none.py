@@ -1,6 +1,8 @@
 """No calibration: the weights are evaluated as they were trained."""
 
-from fairmix_jax.types import Calibration
+from fairmix_jax.types import Calibration, Source
+
+SOURCE = Source("-")
 
 
 def make(num_classes: int) -> Calibration:

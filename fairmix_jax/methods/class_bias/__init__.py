@@ -8,7 +8,7 @@
 
 from fairmix_jax.methods.class_bias.accuracies import class_accuracies, margins, reached
 from fairmix_jax.methods.class_bias.calibrated import calibrate, with_bias
-from fairmix_jax.methods.class_bias.cross_fitting import Fit, fit
+from fairmix_jax.methods.class_bias.half_splits import Fit, fit
 from fairmix_jax.methods.class_bias.margin_tables import margin_table
 from fairmix_jax.methods.class_bias.search import class_bias, frontier
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from fairmix_jax.methods.class_bias.accuracies import Goal
-from fairmix_jax.methods.class_bias.cross_fitting import Fit, check_folds, fit
+from fairmix_jax.methods.class_bias.half_splits import Fit, check_splits, fit
 from fairmix_jax.methods.class_bias.margin_tables import margin_table
 from fairmix_jax.runtime import inputs
 from fairmix_jax.types import Array, LogitsFn, ThreatModel
@@ -19,7 +19,7 @@ def calibrate(
     logits_fn: LogitsFn, images: Any, labels: Any, *, threat: ThreatModel,
     objective: Literal["worst_class", "gap"] = "worst_class", t: float = 0.2,
     max_drop: float = 0.02, clean_share: float = 0.0, num_steps: int = 20, num_restarts: int = 1,
-    num_folds: int = 5, seed: int = 0, index: Any = None, batch_size: int = 256,
+    num_splits: int = 5, seed: int = 0, index: Any = None, batch_size: int = 256,
     workdir: Path | str | None = None,
 ) -> Fit:  # fmt: skip
     """Returns one bias a class, chosen on validation images under attack, and what they reach.
@@ -34,7 +34,7 @@ def calibrate(
       objective, t, max_drop, clean_share: as in `class_bias`.
       logits_fn, images, labels, threat, num_steps, num_restarts, seed, index, batch_size, workdir:
         as in `margin_table`.
-      num_folds: as in `fit`, which shrinks the biases.
+      num_splits: as in `fit`, which shrinks the biases.
 
     Raises:
       ValueError: as `margin_table`, `class_bias` and `fit` do; what follows from the arguments
@@ -44,7 +44,7 @@ def calibrate(
     Goal(**chosen).check()
     inputs.check_finite(0, 1, clean_share=clean_share)
     inputs.check_labels(labels, len(images))
-    check_folds(num_folds, labels)
+    check_splits(num_splits, labels)
 
     def table_at(threat: ThreatModel) -> np.ndarray:
         return margin_table(
@@ -56,7 +56,7 @@ def calibrate(
     clean = table_at(dataclasses.replace(threat, epsilon=0.0)) if clean_share else None
     table = clean if clean is not None and clean_share == 1 else table_at(threat)
     return fit(
-        table, labels, **chosen, clean=clean, clean_share=clean_share, num_folds=num_folds,
+        table, labels, **chosen, clean=clean, clean_share=clean_share, num_splits=num_splits,
         seed=seed, index=index,
     )  # fmt: skip
 

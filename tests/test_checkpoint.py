@@ -146,6 +146,13 @@ def test_what_a_killed_process_left_half_written_is_no_checkpoint_and_goes(tmp_p
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["1", "3"]
 
 
+def test_checkpoints_stand_in_a_with_as_in_version_0_1(tmp_path):
+    with Checkpoints(tmp_path, max_to_keep=1) as saved:
+        saved.save(3, {"a": np.arange(4)})
+    tree, _ = Checkpoints(tmp_path, max_to_keep=1).restore_latest({"a": np.zeros(4, int)})
+    assert tree["a"].tolist() == [0, 1, 2, 3]
+
+
 def test_checkpoints_of_version_0_1_are_verified_as_well(tmp_path):
     with tarfile.open(ROOT / "tests" / "data" / "run_of_version_0_1.tar.gz") as archive:
         archive.extractall(tmp_path)

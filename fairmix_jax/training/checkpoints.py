@@ -5,6 +5,7 @@ name only once it is whole. Of several processes the main one reads and writes; 
 are told what it read. Any name that the file system takes will do for a folder.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -26,10 +27,14 @@ _FILE = "checkpoint.npz"
 Restored = tuple[Any, dict[str, Any]]  # a pytree, or its arrays by name, and the facts
 
 
-class Checkpoints:
-    """A directory of checkpoints, made when the first is saved, the newest few kept."""
+class Checkpoints(contextlib.nullcontext):
+    """A directory of checkpoints, made when the first is saved, the newest few kept.
+
+    Nothing is left open. It may stand in a `with`, as in 0.1, when there was something to close.
+    """
 
     def __init__(self, directory: Path, *, max_to_keep: int):
+        super().__init__(self)
         self._directory, self._max_to_keep = directory.absolute(), max_to_keep
 
     def _steps(self) -> list[int]:

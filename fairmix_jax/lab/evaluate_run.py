@@ -208,7 +208,8 @@ def after_calibration(
         np.arange(len(images)), task.threat, settings.seed, directory / "calibration",
     )  # fmt: skip
     try:
-        with working(f"calibration {chosen.name}: {len(images):,} validation images"):
+        on = f": {len(images):,} validation images" if calibration.reads_validation else ""
+        with working(f"calibration {chosen.name}{on}"):
             weights, found = calibration.calibrate(weights, data)
     except ValueError as error:
         raise UsageError(str(error)) from error

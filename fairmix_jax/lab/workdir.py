@@ -17,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fairmix_jax.lab.config import default_config, resolved
-from fairmix_jax.runtime import json_files, processes
+from fairmix_jax.runtime import json_files, processes, registry
 from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.runtime.json_files import flatten, read_json, write_json
 from fairmix_jax.runtime.provenance import provenance
@@ -44,10 +44,17 @@ def get_config(workdir: str = "") -> ConfigDict:
 
 
 def _as_now(found: dict[str, Any]) -> dict[str, Any]:
-    """The content of a `config.json`; a rule of 0.1 is a calibration now."""
+    """The content of a `config.json`; a rule of 0.1 is a calibration now.
+
+    Its calibration has what is not the default only, for `calibration.name` may be changed.
+    """
     if (rule := found.get("rule", {})).get("name") == "head_norm":
         found["calibration"] = dict(rule)
         found["rule"] = {"name": "none"}
+    if "name" in (chosen := found.get("calibration", {})):
+        default = registry.parameters("calibrations", chosen["name"])
+        own = {k: v for k, v in chosen.items() if k == "name" or default.get(k) != v}
+        found["calibration"] = own
     return found
 
 

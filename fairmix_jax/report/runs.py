@@ -124,7 +124,9 @@ def content(folder: Path) -> dict[str, Any]:
     if (folder / PACK).is_file():
         return json_files.read_lines(folder / PACK)[0]
     found = {}
-    for path in filter(Path.is_file, (folder / kind for kind in json_files.FILES)):
+    for path in filter(os.path.lexists, (folder / kind for kind in json_files.FILES)):
+        if not path.is_file():
+            raise json_files.damaged(path.name, str(path), "it is no file")
         if path.suffix == ".jsonl":
             found[path.stem] = json_files.read_lines(path)
         else:

@@ -102,7 +102,7 @@ def read_json(path: Path, *, is_remade: bool = False) -> Any:
 
     def read() -> Any:
         try:
-            return load(path) if path.exists() else None
+            return load(path) if path.exists() or path.is_symlink() else None
         except UsageError as error:
             if not is_remade:
                 raise

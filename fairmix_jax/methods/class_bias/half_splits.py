@@ -1,5 +1,6 @@
 """How much of what biases gain on the images they were fitted on is luck, and less of it."""
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -42,16 +43,17 @@ def fit(
     """Returns biases that are shrunk as far as images that did not choose them ask for.
 
     The images of each class are split in half at random, several times. Biases are fitted on each
-    half and multiplied by each of `FACTORS`. The factor with the best objective on the other
-    halves, the smallest of equal ones, shrinks the biases that are fitted on everything. The luck
-    of a half is what its biases reach on it more than on the other half; that of all images is
-    `1 / sqrt(2)` of the mean of these, since chance falls with the root of their number.
+    half, multiplied by each of `FACTORS`, and judged on the other half. The largest factor whose
+    objective is within a standard error of the best one's shrinks the biases that are fitted on
+    everything: biases of twice as many images need less shrinking. The luck of a half is what its
+    biases reach on it more than on the other half; that of all images is `1 / sqrt(2)` of the mean
+    of these, since chance falls with the root of their number. It may come out negative.
 
     Guarantees: rows may come in any order, given with their `index`. Shrunk biases may miss
     `max_drop`.
 
     Args:
-      num_splits: at least 1.
+      num_splits: at least 2.
       index: `[N]` int, numbers that tell the images apart; `0 .. N - 1` if `None`.
       table, labels, objective, t, max_drop, clean, clean_share: as in `class_bias`.
 
@@ -63,26 +65,42 @@ def fit(
     check_splits(num_splits, labels)
     given = accuracies.margins(table, labels, clean=clean, clean_share=clean_share, index=index)
     wanted = goal.on(given)
-    values, luck = np.zeros(len(FACTORS)), np.zeros((len(FACTORS), len(Reached._fields)))
-    for split in range(0 if wanted.leaves_alone else num_splits):
-        half = _half(given, seed, split)
-        for rows in (half, ~half):
-            one, other = given.take(rows), given.take(~rows)
-            more_values, more_luck = _judged(one, other, goal)
-            values, luck = values + more_values, luck + more_luck / (2 * num_splits)
-    chosen = int(np.flatnonzero(values >= values.max() - 1e-12)[0])
+    if wanted.leaves_alone:
+        chosen, luck = len(FACTORS) - 1, np.zeros(len(Reached._fields))
+    else:
+        values, lucks = map(np.asarray, zip(*_splits(given, goal, num_splits, seed), strict=True))
+        chosen = _largest_good(values)
+        luck = lucks[:, chosen].mean(axis=0) / np.sqrt(2)
     offsets = FACTORS[chosen] * best(given, wanted)
     before, after = (_reached(given, each) for each in (0 * offsets, offsets))
-    expected = Reached(*map(float, np.asarray(after) - luck[chosen] / np.sqrt(2)))
-    factor = 1.0 if wanted.leaves_alone else FACTORS[chosen]
-    return Fit(offsets, factor, before, after, expected, np.asarray(table))
+    expected = Reached(*map(float, np.asarray(after) - luck))
+    return Fit(offsets, FACTORS[chosen], before, after, expected, np.asarray(table))
 
 
 def check_splits(num_splits: int, labels: Any) -> None:
     """Raises a `ValueError` unless there are splits, and images to split."""
-    inputs.check_whole(1, num_splits=num_splits)
+    inputs.check_whole(2, num_splits=num_splits)
     if np.bincount(labels).max() < 2:
         raise ValueError(f"{len(labels)} labels, none twice; give at least two images of a class")
+
+
+def _splits(
+    given: Margins, goal: Goal, num_splits: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of each split, as means of both ways round, what `_judged` returns."""
+    for split in range(num_splits):
+        half = _half(given, seed, split)
+        both = [_judged(given.take(rows), given.take(~rows), goal) for rows in (half, ~half)]
+        values, luck = (np.mean(each, axis=0) for each in zip(*both, strict=True))
+        yield values, luck
+
+
+def _largest_good(values: np.ndarray) -> int:
+    """The place of the largest factor within a standard error of the best, from `[splits, F]`."""
+    best_place = int(np.argmax(values.mean(axis=0)))
+    missing = values[:, [best_place]] - values
+    error = missing.std(axis=0, ddof=1) / np.sqrt(len(values))
+    return int(np.flatnonzero(missing.mean(axis=0) <= error + 1e-12)[-1])
 
 
 def _judged(one: Margins, other: Margins, goal: Goal) -> tuple[np.ndarray, np.ndarray]:

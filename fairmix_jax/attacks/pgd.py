@@ -42,7 +42,8 @@ def pgd(
 
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`, any JAX function that does not couple
-        examples: batch norm with running statistics.
+        examples: batch norm with running statistics. What it closes over stays as in its first
+        call; for weights that change give `jax.tree_util.Partial(apply, weights)`.
       key: of the random starts; consumed.
       images: `[B, H, W, C]` float, inside `threat.bounds`; the result has its type.
       labels: `[B]` int, the true classes.

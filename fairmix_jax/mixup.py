@@ -4,10 +4,9 @@ The idea is that of Zhong and Tandon 2024, arXiv 2411.14424; the laws of the wei
 `same_class_mixup` is a plan (`draw_plan`) and its execution (`mix`); a plan is a draw of partners
 (`same_class_partners`) and one of weights (`mixing_weights`). Each can be used alone. All are
 pure, jittable and vmappable over keys, which they consume.
-
 `[B]` is the batch, `k` the number of samples. A `PerClass` number is looked up by label, so that
-all strengths share one compilation; what is neither a number nor an array of them is static, and
-so are `num_groups`, `num_partners` and `max_samples`.
+all strengths share one compilation; what is no number nor array is static, as are `num_groups`,
+`num_partners` and `max_samples`.
 """
 
 from collections.abc import Sequence
@@ -31,24 +30,19 @@ def same_class_mixup(
 
     Guarantees: labels stay true for the result; `num_samples=1`, `alpha=0` or `probability=0`
     return `images`. The mean of a class stays, its covariance shrinks by `s`, see
-    `mixing_weights`. Calling it with the same key on another array mixes that one alike.
-
-    Edge cases: one member of a class stays as it is; of less than `num_samples` some count twice.
-
+    `mixing_weights`. Calling it with the same key on another array mixes that one alike. One
+    member of a class stays as it is; of less than `num_samples` some count twice.
     `images` are `[B, H, W, C]`, or any `[B, ...]` float; the result has their shape and dtype.
-    `options` are those of `draw_plan`, as are the other arguments and the errors:
-    `num_samples=2`, `alpha=1.0`, `law="dirichlet"`, `probability=1.0`, ...
+    `options`, like the other arguments and the errors, are those of `draw_plan`.
     """
     plan = draw_plan(key, labels, num_groups=num_groups, **options)
     return mix(images, plan, num_groups=num_groups)
 
 
 def cross_class_mixup(key: Key, images: Array, labels: Array, **options: Any) -> Array:
-    """Returns each image mixed with others of the batch, whatever their class: the control.
+    """Returns each image mixed with others of the batch: the control (arXiv 1710.09412).
 
     As `same_class_mixup`, but labels are to be mixed as well: with the same key, one-hot.
-
-    Reference: Zhang et al. 2018, arXiv 1710.09412.
     """
     return same_class_mixup(key, images, labels, across_classes=True, **options)
 
@@ -77,10 +71,10 @@ def draw_plan(
       per_batch: one draw of weights and one coin for all classes with equal numbers.
       across_classes: partners from the whole batch instead of the own class.
       num_groups: see `same_class_partners`.
-      max_samples: largest `num_samples`, needed if that is traced.
+      max_samples: largest `num_samples`, needed if that is traced; a traced one is clipped to it.
     """
+    check_labels(labels, len(labels))  # as given: JAX may cut their type
     labels = jnp.asarray(labels)
-    check_labels(labels, len(labels))
     check_finite(0, alpha=alpha)
     check_finite(0, 1, probability=probability)
     length = _length(num_samples, law, max_samples)
@@ -112,23 +106,31 @@ def mix(images: Array, plan: Plan, *, num_groups: int = 1) -> Array:
     """Returns `weights[:, 0] images + sum_j weights[:, j] images[partners[j - 1]]`.
 
     `images` are `[B, ...]` float: images, hidden features or class probabilities; `num_groups` is
-    that of the partners. ValueError if they do not fit the plan.
+    that of the partners. ValueError if they do not fit the plan, groups only if that is not traced.
 
-    Guarantees: with convex weights each pixel lies between the extremes of its sources, up
-    to rounding; weights `(1, 0, ...)` return `images` exactly; nothing is gathered across groups.
+    Guarantees: with convex weights each pixel lies between the extremes of its sources, up to
+    rounding; one of weight 0 does not count, even if not finite; nothing is gathered across groups.
     """
     check_images(images)
     shape, number = jnp.shape(images), len(plan.weights)
     if shape[:1] != (number,):
         raise ValueError(f"images has shape {shape}; give the {number} of plan")
     weights = plan.weights.reshape(*plan.weights.shape, *(1,) * (images.ndim - 1))
-    weights = weights.astype(images.dtype)
-    groups = _split(images, num_groups)
-    mixed = weights[:, 0] * images
-    for number, partners in enumerate(plan.partners, start=1):
-        local = _split(partners, num_groups) % groups.shape[1]
+    weights, groups = weights.astype(images.dtype), _split(images, num_groups)
+    size = max(groups.shape[1], 1)
+    known = [] if isinstance(plan.partners, Tracer) else np.asarray(plan.partners)
+    if any((row // size != np.arange(number) // size).any() for row in known):
+        raise ValueError(f"num_groups={num_groups} is not that of plan; give its num_groups")
+
+    def part(column: int, images: Array) -> Array:
+        weight = weights[:, column]
+        return weight * jnp.where(weight == 0, 0, images)  # 0 times infinity would be NaN
+
+    mixed = part(0, images)
+    for column, partners in enumerate(plan.partners, start=1):
+        local = _split(partners, num_groups) % size
         chosen = jax.vmap(lambda group, rows: group[rows])(groups, local)
-        mixed += weights[:, number] * chosen.reshape(images.shape)
+        mixed += part(column, chosen.reshape(images.shape))
     return mixed
 
 
@@ -138,10 +140,8 @@ def same_class_partners(
     """Returns for every example the positions of others of its class, `[num_partners, B]` int32.
 
     The members of a class are put in a random cyclic order; partner number `j` is the
-    `j`-th successor. One sort by (label, random number); no loop over classes.
-
-    `labels` are `[B]` int of any values; `num_partners` is at least 0; `num_groups` divides `B`,
-    else it is a ValueError.
+    `j`-th successor. One sort by (label, random number); no loop over classes. `labels` are `[B]`
+    int of any values; ValueError unless `num_partners >= 0` and `num_groups` divides `B`.
 
     Guarantees: `labels[partners] == labels`; no example is its own partner unless its class has one
     member; partners of an example differ as long as the class has more than `num_partners` members
@@ -150,6 +150,8 @@ def same_class_partners(
     batch, so that one sharded into as many parts, or fewer, is paired without communication.
     """
     check_whole(0, num_partners=num_partners)
+    if not isinstance(labels, jax.Array):  # JAX may cut their type, but not that of their ranks
+        labels = np.unique(labels, return_inverse=True)[1]
     groups = _split(jnp.asarray(labels), num_groups)
     keys = jax.random.split(key, num_groups)
     local = jax.vmap(lambda key, group: _partners(key, group, num_partners))(keys, groups)
@@ -188,14 +190,13 @@ def mixing_weights(
     sequence of weights those beyond `num_samples` go to the first.
 
     Guarantees: nonnegative; the sum is 1 up to rounding; weights beyond `num_samples` are
-    zero; `num_samples = 1` and `alpha = 0`, the limit of small `alpha`, give `(1, 0, ...)`.
-    The covariance of a class shrinks by `s = sum_i weight_i^2`, whose mean is
-    `theory.surrogates.expected_factor`.
-
+    zero; `num_samples = 1` and `alpha = 0`, the limit of small `alpha`, give `(1, 0, ...)`. The
+    covariance of a class shrinks by `sum_i weight_i^2`, see `theory.surrogates.expected_factor`.
     Arguments and errors as in `draw_plan`, numbers `[]`. Only `"dirichlet"` uses the key.
     """
     length = _length(num_samples, law, max_samples)
     column = jnp.arange(length, dtype=jnp.int32)
+    num_samples = jnp.clip(num_samples, 1, length)  # one that is traced may be any
     used = column < num_samples
     if not isinstance(law, str):
         given = np.asarray(law, np.float64)
@@ -204,7 +205,7 @@ def mixing_weights(
         kept = jnp.where(used, jnp.asarray(given, jnp.float32), 0.0)
         return kept.at[0].add(1 - jnp.sum(kept))
     if law == "uniform":
-        return used.astype(jnp.float32) / jnp.asarray(num_samples, jnp.float32)
+        return used.astype(jnp.float32) / num_samples.astype(jnp.float32)
     if law != "dirichlet":
         raise ValueError(f"law={law!r} is unknown; choose 'dirichlet', 'uniform' or weights")
     check_finite(0, alpha=alpha)
@@ -219,10 +220,8 @@ def _log_gamma(key: Key, alpha: Array, length: int) -> Array:
     """Logarithms of Gamma(alpha) draws, `[length]`.
 
     `jax.random.loggamma` rejects in a loop, on whose end all devices of a mesh would have to agree
-    in every round. Here the first accepted of twelve proposals is taken: none of them is with
-    probability 1e-15.
-
-    Reference: Marsaglia and Tsang 2000, ACM Transactions on Mathematical Software 26, 363-372.
+    in every round. Here the first accepted of twelve proposals is taken: none is with probability
+    1e-15 (Marsaglia and Tsang 2000, ACM Transactions on Mathematical Software 26, 363-372).
     """
     normal_key, uniform_key, boost_key = jax.random.split(key, 3)
     shape = (12, length)
@@ -245,6 +244,7 @@ def _length(num_samples: PerClass, law: str | Sequence[float], max_samples: int 
         raise ValueError("num_samples is traced; give max_samples, the static largest of them")
     known = np.ones(1, int) if is_traced else np.asarray(num_samples)
     length = int(known.max()) if max_samples is None else max_samples
-    if min(length, known.min()) < 1 or not np.issubdtype(known.dtype, np.integer):
-        raise ValueError(f"num_samples={num_samples} is not a number of images; give 1 or more")
+    if not (np.issubdtype(known.dtype, np.integer) and 1 <= known.min() <= known.max() <= length):
+        most = f"to max_samples={max_samples}" if max_samples else "or more"
+        raise ValueError(f"num_samples={num_samples} is no number of images; give 1 {most}")
     return length

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fairmix_jax.attacks import ThreatModel, apgd, fab, fgsm, mi_fgsm, pgd, square
-from fairmix_jax.attacks.projections import as_radius, project
+from fairmix_jax.attacks.projections import as_radius, project, steepest_direction
 
 RADII = [1e-4, 1e-3, 0.01, 8 / 255, 0.1, 0.3, 0.5]
 
@@ -90,3 +90,37 @@ def test_a_radius_is_rounded_down():
     for epsilon in RADII:
         assert 0 <= epsilon - np.float64(as_radius(epsilon)) <= np.spacing(np.float32(epsilon))
     assert as_radius(np.float32(0.1)) == np.float32(0.1)
+
+
+def test_a_radius_or_a_step_however_large_does_not_bring_the_image_back():
+    """Squares of what lies beyond 1e19 overflow, and would bring it to the center."""
+    center = jnp.full((4, 4, 1), 0.5)
+    for epsilon, step in ((1e20, 1e20), (0.5, 1e20), (1e20, 0.5)):
+        found = project(center + step, center, norm="l2", epsilon=epsilon, bounds=(0, 1))
+        moved = float(jnp.linalg.norm((found - center).ravel()))
+        assert moved == pytest.approx(min(epsilon, 2.0), rel=1e-5)
+    broken = pgd(
+        model, jax.random.key(0), images(), np.argmax(model(images()), 1), num_steps=3,
+        threat=ThreatModel("l2", 1e20), step_size=1e19,
+    )  # fmt: skip
+    assert (broken != images()).any(axis=(1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("norm, length", [("l2", 5.0), ("l1", 7.0)])
+def test_a_gradient_however_small_or_large_has_a_direction(norm, length):
+    for size in (1e-36, 1e-25, 1e-17, 1.0, 1e17, 1e36):
+        found = steepest_direction(jnp.float32(size) * jnp.array([3.0, 0.0, -4.0]), norm)
+        np.testing.assert_allclose(found, np.array([3.0, 0.0, -4.0]) / length, rtol=1e-5)
+    np.testing.assert_array_equal(steepest_direction(jnp.zeros(3), norm), np.zeros(3))
+
+
+def test_lists_are_taken_for_arrays():
+
+    def attacked(**options):
+        return pgd(
+            model, jax.random.key(0), images()[:2], jnp.array([0, 1]), num_steps=1,
+            threat=ThreatModel("linf", 0.1), step_size=0.05, **options,
+        )  # fmt: skip
+
+    by_lists = attacked(index=[1, 0], targets=[0, 1])
+    np.testing.assert_array_equal(by_lists, attacked(index=np.array([1, 0])))

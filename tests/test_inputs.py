@@ -105,6 +105,8 @@ def test_several_radii_at_once_are_refused(entry):
 @pytest.mark.parametrize("entry", [by_autoattack, by_masking, by_evaluation])
 def test_a_model_that_couples_examples_is_refused(entry):
     refuses(entry, "other images", logits_fn=lambda x: model(x - jnp.mean(x)))
+    noise = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+    refuses(entry, "its place there", logits_fn=lambda x: model(x) + noise[: len(x)])
 
 
 def test_uint8_stands_for_the_unit_interval_only():
@@ -228,6 +230,13 @@ REFUSED = {
     ],
     "scale": [lambda: attacked(scale=np.nan), lambda: attacked(scale=np.ones(3))],
     "momentum": [lambda: attacked(momentum=-1.0)],
+    "step_size and momentum": [
+        lambda: attacked(step_size=np.full(4, 0.1)), lambda: attacked(momentum=np.ones(4)),
+    ],
+    "targets": [
+        lambda: attacked(loss="kl"), lambda: attacked(targets=np.full(4, 99)),
+        lambda: attacked(loss="margin", targets=[-1, 0, 1, 0]),
+    ],
     "index": [
         lambda: attacked(index=np.arange(3)), lambda: attacked(index=0.5 * np.ones(4)),
         lambda: attacked(apgd, index=np.arange(3)),

@@ -71,6 +71,13 @@ def test_interval_of_the_average_is_fixed_and_certain_where_nothing_varies():
     assert intervals.average([100] * 3, [100] * 3) == (1 - high, 1, 1)
 
 
+def test_counts_of_a_narrow_type_do_not_wrap_and_parts_of_images_are_refused():
+    narrow = [np.array(counts, np.uint8) for counts in ([200, 200], [100, 50])]
+    assert intervals.gap(*narrow) == intervals.gap([200, 200], [100, 50])
+    with pytest.raises(ValueError, match="not class counts"):
+        intervals.average([5, 5], [3.7, 2])
+
+
 def test_unequal_classes_are_covered_too():
     truth, total = np.asarray(TRUTHS["published"]), np.arange(40, 140, 10)
     for level_at, value in (

@@ -311,6 +311,67 @@ def test_mixing_a_sharded_batch_moves_no_image_between_devices(rng):
     np.testing.assert_allclose(sharded, single, atol=1e-6)
 
 
+def test_more_samples_than_there_is_room_for_are_refused_or_clipped():
+    images, labels = jnp.ones((4, 2, 2, 1)), jnp.array([0, 0, 1, 1])
+
+    def mixed(**options):
+        key = jax.random.key(0)
+        return mixup.same_class_mixup(key, images, labels, max_samples=2, **options)
+
+    with pytest.raises(ValueError, match=r"num_samples=4 .* give 1 to max_samples=2"):
+        mixed(num_samples=4)
+    for law in ("uniform", "dirichlet"):
+        traced = jax.jit(lambda number, law=law: mixed(num_samples=number, law=law))
+        for number in (0, 1, 4):
+            np.testing.assert_allclose(traced(number), images, atol=1e-6)
+
+
+def test_groups_that_are_not_those_of_the_plan_are_refused():
+    labels = jnp.array([0, 1, 1, 0, 1, 0, 0, 1])
+    images = labels.astype(jnp.float32)[:, None]
+    whole, halves = (
+        mixup.draw_plan(jax.random.key(0), labels, law="uniform", num_groups=n) for n in (1, 2)
+    )
+    with pytest.raises(ValueError, match="num_groups=2 is not that of plan"):
+        mix(images, whole, num_groups=2)
+    for plan, number in ((whole, 1), (halves, 2), (halves, 1)):
+        np.testing.assert_array_equal(mix(images, plan, num_groups=number), images)
+
+
+def test_labels_of_64_bits_are_told_apart_or_refused():
+    labels = np.array([5, 5 + 2**32] * 4)
+    partners = mixup.same_class_partners(jax.random.key(0), labels, num_partners=2)
+    assert (labels[np.asarray(partners)] == labels).all()
+    small = np.array([5, 7] * 4)
+    alike = mixup.same_class_partners(jax.random.key(0), jnp.asarray(small), num_partners=2)
+    np.testing.assert_array_equal(partners, alike)
+    with pytest.raises(ValueError, match="labels range over"):
+        mixup.draw_plan(jax.random.key(0), labels)
+
+
+def test_an_image_of_weight_zero_does_not_count_even_if_it_is_not_finite():
+    images, labels = jnp.ones((4, 2)).at[1].set(jnp.inf), jnp.zeros(4, jnp.int32)
+    for options in (dict(probability=0.0), dict(alpha=0.0), dict(law=(1.0, 0.0))):
+        mixed = mixup.same_class_mixup(jax.random.key(0), images, labels, **options)
+        np.testing.assert_array_equal(mixed, images)
+    plan = Plan(jnp.array([[1, 2, 3, 0]]), jnp.tile(jnp.array([0.0, 1.0]), (4, 1)))
+    np.testing.assert_array_equal(mix(images, plan), images[jnp.array([1, 2, 3, 0])])
+
+
+def test_a_strength_above_one_mixes_every_image_without_jit_too():
+    images, labels = jnp.eye(4)[:, :, None, None], jnp.array([0, 0, 1, 1])
+    mixing = make("same_class", 2, law="uniform", probability=0.8)
+    with jax.disable_jit():
+        mixed = mixing(jax.random.key(0), images, labels, jnp.array([2.0, 0.0])).images
+    assert changed_rows(mixed, images).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("wrong", [dict(probability=7.0), dict(class_strength=(1.0, -1.0))])
+def test_a_strength_that_is_none_is_refused_before_any_image_is_mixed(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        make("same_class", 2, **wrong)
+
+
 OPTIONS = dict(num_samples=2, law="uniform", alpha=1.0, per_batch=False)
 
 

@@ -45,7 +45,8 @@ def ensemble(
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`: any JAX function that treats
         examples apart, or a `Randomized` one. A `jax.tree_util.Partial` shares compiled
-        programs between different weights, and its arrays may lie on any device.
+        programs between different weights, and its arrays may lie on any device. What another
+        function closes over stays as in its first call.
       index, candidates, search: `0 .. N - 1`, all, and `logits_fn` itself if `None`.
       **settings: the fields of `Plan` after `search`; see there for all other arguments, too.
 

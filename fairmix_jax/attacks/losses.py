@@ -29,6 +29,8 @@ def cross_entropy(logits: Array, target: Array) -> Array:
 
 def kl(logits: Array, target: Array) -> Array:
     """Returns `KL(target || softmax(logits))`; the target is `[K]` probabilities, zeros allowed."""
+    if target.shape != logits.shape:
+        raise ValueError("loss='kl' compares with class probabilities; give targets, [B, K] floats")
     log_predicted = jax.nn.log_softmax(logits)
     log_target = jnp.where(target == 0, 0, jnp.log(target))
     return jnp.sum(target * (log_target - log_predicted), axis=-1)

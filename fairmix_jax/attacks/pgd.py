@@ -42,7 +42,8 @@ def pgd(
 
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`, any JAX function that does not couple
-        examples: batch norm with running statistics.
+        examples: batch norm with running statistics. What it closes over stays as in its first
+        call; for weights that change give `jax.tree_util.Partial(apply, weights)`.
       key: of the random starts; consumed.
       images: `[B, H, W, C]` float, inside `threat.bounds`; the result has its type.
       labels: `[B]` int, the true classes.
@@ -74,16 +75,22 @@ def pgd(
     inputs.check_whole(0, num_steps=num_steps)
     inputs.check_whole(1, num_restarts=num_restarts)
     inputs.check_finite(0, step_size=step_size, momentum=momentum)
+    if jnp.ndim(step_size) or jnp.ndim(momentum):
+        raise ValueError("step_size and momentum: give one number; step_scale may differ by image")
     if start is not None and jnp.shape(start) != jnp.shape(images):
         raise ValueError(f"start has shape {jnp.shape(start)}; give {jnp.shape(images)}")
     dtype, images, labels = images.dtype, inputs.as_single(images), jnp.asarray(labels)
     start = None if start is None else inputs.as_single(start)
     targets = labels if targets is None else targets
+    targets = jnp.asarray(targets) if isinstance(targets, list) else targets
     index = jnp.arange(len(images)) if index is None else index
     inputs.check_rows("index", index, len(images))
+    index = jnp.asarray(index)
     factors = _factors(scale, step_scale, images)
     loss_fn = objective(loss)
-    logits_fn = inputs.checked_model(rewrite_convolutions(logits_fn), labels)
+    are_classes = isinstance(loss, str) and hasattr(targets, "dtype") and targets.ndim == 1
+    compared = targets if are_classes else None
+    logits_fn = inputs.checked_model(rewrite_convolutions(logits_fn), labels, targets=compared)
     norm, bounds = threat.norm, threat.bounds
     radius, step = as_radius(threat.epsilon, images.dtype), jnp.asarray(step_size, images.dtype)
     # XLA folds constants into what is around them, which rounds otherwise than a traced radius.

@@ -15,13 +15,14 @@ def steepest_direction(gradient: Array, norm: str) -> Array:
     """Returns the gradient as a direction of unit `norm`; zero where the gradient is zero.
 
     `"linf"` gives `sign(gradient)`; `"l2"` and `"l1"` divide by that norm. Coordinates that are not
-    finite count as zero, and finite ones have a direction however large they are.
+    finite count as zero, and finite ones have a direction however large or small they are.
     """
     gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
     if norm == "linf":
         return jnp.sign(gradient)
     largest = jnp.max(jnp.abs(gradient))
-    gradient = gradient / jnp.where(largest > 1e15, largest, 1.0)  # its squares would overflow
+    is_extreme = (largest > 1e15) | ((largest > 0) & (largest < 1e-18))  # its squares would be lost
+    gradient = gradient / jnp.where(is_extreme, largest, 1.0)
     length = jnp.linalg.norm(gradient.ravel(), ord=1 if norm == "l1" else 2)
     return gradient / jnp.where(length > 0, length, 1.0)
 
@@ -53,6 +54,8 @@ def project(
         low, high = _added(center, -epsilon), _added(center, epsilon)
         return jnp.clip(jnp.clip(image, low, high), *bounds)
     offset = image - center
+    largest = jnp.max(jnp.abs(offset))
+    offset = offset / jnp.where(largest > 1e15, largest * 1e-15, 1.0)  # its squares would overflow
     length = lp_norm(offset, norm)
     # Room for the rounding of norms, and for that of a sum of image and perturbation, which is most
     # of a small radius: four standard deviations of what it changes in the norm.

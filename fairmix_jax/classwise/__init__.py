@@ -42,7 +42,8 @@ def evaluate(
 
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`; must not couple examples. Weights
-        given as `jax.tree_util.Partial(apply, weights)` stay out of the compiled programs.
+        given as `jax.tree_util.Partial(apply, weights)` stay out of the compiled programs; those
+        that a function closes over stay as in its first call, whatever they become.
       images: `[N, H, W, C]`, uint8, or float inside the threat's bounds.
       labels: `[N]` int.
       class_names: `K` names.

@@ -184,11 +184,11 @@ def class_counts(class_total: ArrayLike, class_correct: ArrayLike) -> tuple[np.n
     """
     total, correct = np.asarray(class_total), np.asarray(class_correct)
     fits = total.ndim == 1 and correct.shape[-1:] == total.shape and correct.size
-    is_whole = np.issubdtype(total.dtype, np.integer) and total.any()
-    if not (fits and is_whole and ((correct >= 0) & (correct <= total)).all()):
+    is_whole = np.issubdtype(total.dtype, np.integer) and (correct == np.floor(correct)).all()
+    if not (fits and is_whole and total.any() and ((correct >= 0) & (correct <= total)).all()):
         given = f"class_correct {correct.tolist()} of class_total {total.tolist()}"
         raise ValueError(f"{given:.300} are not class counts; give 0 <= correct <= total, [K] each")
-    return total, correct
+    return total.astype(np.int64), correct.astype(np.int64)  # of narrow ones sums would wrap
 
 
 def _present(class_total: ArrayLike, class_correct: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

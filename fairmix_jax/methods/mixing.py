@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fairmix_jax import mixup
+from fairmix_jax.runtime.inputs import check_finite
 from fairmix_jax.types import Array, Key, Source, StepInput
 
 MEMBERS = {
@@ -50,7 +51,7 @@ def make(
         then mixes hidden features. The last two keep classes apart: not for `cross_class`.
       weights: fixed weights, used instead of `law` if not empty.
       class_strength: `K` factors of `probability`; all ones if empty. The strength that
-        the mixing is called with multiplies them.
+        the mixing is called with multiplies them, up to a probability of 1.
       probability, law, num_groups, **options: as in `mixup.draw_plan`.
 
     A ValueError names what does not fit.
@@ -65,6 +66,8 @@ def make(
         raise ValueError(
             f"mixing.class_strength has {len(class_strength)} numbers for {num_classes} classes"
         )
+    check_finite(0, 1, probability=probability)
+    check_finite(0, class_strength=class_strength)
     if weights:
         mixup.mixing_weights(jax.random.key(0), len(weights), law=weights)  # raises if not convex
     base_probability = probability * np.asarray(class_strength or np.ones(num_classes), np.float32)
@@ -75,7 +78,8 @@ def make(
             return inputs
         plan = mixup.draw_plan(
             key, labels, across_classes=name == "cross_class", law=weights or law,
-            probability=jnp.asarray(base_probability) * strength, num_groups=num_groups, **options,
+            probability=jnp.clip(base_probability * strength, 0, 1),
+            num_groups=num_groups, **options,
         )  # fmt: skip
         apply = partial(mixup.mix, plan=plan, num_groups=num_groups)
         if name == "cross_class":

@@ -48,9 +48,11 @@ def check_images(images: Any) -> None:
         raise ValueError(f"images has type {dtype}; give floats, e.g. images / 255")
 
 
-def check_labels(labels: Any, num_images: int, num_classes: int | None = None) -> None:
+def check_labels(
+    labels: Any, num_images: int, num_classes: int | None = None, name: str = "labels"
+) -> None:
     """Checks that labels are `[B]` class numbers, from 0 to `num_classes - 1`."""
-    check_rows("labels", labels, num_images)
+    check_rows(name, labels, num_images)
     if isinstance(labels, Tracer) or not num_images:
         return
     known = np.asarray(labels)
@@ -58,7 +60,7 @@ def check_labels(labels: Any, num_images: int, num_classes: int | None = None) -
     limit = np.iinfo(np.int32).max if num_classes is None else num_classes - 1
     if low < 0 or high > limit:
         last = "" if num_classes is None else f" to {limit}, one of logits_fn's classes"
-        raise ValueError(f"labels range over [{low}, {high}]; give class numbers from 0{last}")
+        raise ValueError(f"{name} range over [{low}, {high}]; give class numbers from 0{last}")
 
 
 def check_whole(low: int, **given: Any) -> None:
@@ -85,20 +87,23 @@ def check_finite(low: float, high: float = np.inf, **given: Any) -> None:
 def check_rows(name: str, rows: Any, num_images: int) -> None:
     """Checks that there is a whole number for each image, e.g. to tell its random numbers apart."""
     kind = rows.dtype if hasattr(rows, "dtype") else np.asarray(rows).dtype
-    shape, wanted = jnp.shape(rows), (num_images,)
+    shape, wanted = np.shape(rows), (num_images,)
     if shape != wanted or not jnp.issubdtype(kind, jnp.integer):
         raise ValueError(f"{name} has shape {shape}, type {kind}; give integers of shape {wanted}")
 
 
-def checked_model(logits_fn: LogitsFn, labels: Any) -> LogitsFn:
+def checked_model(logits_fn: LogitsFn, labels: Any, targets: Any = None) -> LogitsFn:
     """Returns the model with logits that are `[B, K]` and, from half precision, float32.
 
-    What it returns is checked while it is traced or called, and the labels against `K`.
+    What it returns is checked while it is traced or called, and the labels, and targets if they
+    are classes, against `K`.
     """
 
     def checked(images: Array) -> Array:
         logits = checked_logits(logits_fn(images), len(images))
         check_labels(labels, len(labels), logits.shape[1])
+        if targets is not None:
+            check_labels(targets, len(labels), logits.shape[1], "targets")
         return logits
 
     return checked
@@ -120,19 +125,22 @@ def checked_logits(logits: Any, num_images: int) -> Array:
 def check_apart(logits_fn: LogitsFn, images: Array | np.ndarray) -> None:
     """Checks that a model's answer to an image does not depend on the others in its batch.
 
-    It is called on two batches of up to four images that have the first one in common.
+    It is called on up to four images, on the same in another order, and on the first one repeated.
     """
     model = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
     several = np.asarray(images)[np.unique(np.linspace(0, len(images) - 1, 4).astype(int))]
     logits = np.asarray(_forward(model, several))
     again = np.asarray(_forward(model, np.repeat(several[:1], len(several), axis=0)))
+    moved = np.asarray(_forward(model, several[::-1]))[::-1]
     size = np.abs(logits).max(initial=0.0, where=np.isfinite(logits))
-    difference = np.max(np.abs(logits[0] - again[0]))
+    finite = np.isfinite(logits) & np.isfinite(moved)
+    elsewhere = np.abs(logits - moved).max(initial=0.0, where=finite)
+    difference = max(elsewhere, np.max(np.abs(logits[0] - again[0])))
     if difference > _COUPLED * size:
         raise ValueError(
             f"logits_fn answers an image with logits that differ by {difference:.3g} when the "
-            "other images of its batch change; give a model that judges every image by itself, "
-            "e.g. batch norm with running statistics"
+            "other images of its batch or its place there change; give a model that judges every "
+            "image by itself, e.g. batch norm with running statistics, no dropout"
         )
 
 

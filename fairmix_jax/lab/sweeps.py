@@ -105,7 +105,7 @@ def _do_runs(
             if load is not None:
                 ended = [directory / n for n in states if states[n]["status"] == "done"]
                 if with_training:
-                    processes.from_main(partial(shared_training.take_over, folder, own, ended))
+                    shared_training.take_over(folder, own, ended)
                 on_change(name, _do(own, folder, with_training, load, show=False))
                 continue
             workdir.claim(folder, own)

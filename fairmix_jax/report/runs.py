@@ -1,5 +1,6 @@
 """Finished runs, and what lies in their workdirs."""
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,12 +92,27 @@ def _run(folder: Path, held: Mapping[str, Any], pack: Path | None = None) -> Run
     if wrong:
         where = f"{pack}: evaluation of {held['name']}" if pack else f"{folder}/evaluation.json"
         raise json_files.damaged(PACK if pack else "evaluation.json", where, wrong)
-    config, provenance = (json_files.plain(held.get(part, {})) for part in ("config", "run"))
+    provenance = json_files.plain(held.get("run", {}))
     lines = [{k: np.nan if v is None else v for k, v in m.items()} for m in held.get("metrics", ())]
     if "state_sha256" in provenance and not lines and not pack:
         told = "lacks the lines of a trained run; the report does without the course of training"
         console.print(f"{folder}/metrics.jsonl {told}", soft_wrap=True)
-    return Run(folder, dict(flatten(config)), held["evaluation"], provenance, lines)
+    return Run(folder, config_of(held), held["evaluation"], provenance, lines)
+
+
+def config_of(held: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the flat config of a run, with the calibration that its evaluation was done with.
+
+    `config.json` names it before it is done, and a stop in between leaves earlier numbers.
+    """
+    config = dict(flatten(json_files.plain(held["config"])))
+    evaluation = held.get("evaluation", {"method": ""})
+    if "method" in evaluation:
+        return config
+    done = evaluation.get("calibration", {"name": "none"})
+    chosen = itertools.takewhile(lambda field: field != "of_sha256", done)  # facts come after it
+    kept = {k: v for k, v in config.items() if not k.startswith("calibration.")}
+    return kept | {f"calibration.{field}": done[field] for field in chosen}
 
 
 def _agrees(attacks: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from tiny import tiny
 from fairmix_jax.data import digits
 from fairmix_jax.lab import config as config_lib
 from fairmix_jax.lab import evaluate_run, sweeps, workdir
+from fairmix_jax.lab.configs import synthetic
 from fairmix_jax.runtime import registry
 from fairmix_jax.runtime.console import console
 from fairmix_jax.runtime.errors import RunsFailed, UsageError
@@ -183,6 +184,39 @@ def test_a_sweep_whose_report_would_fail_does_not_start(changes, message, tmp_pa
     with pytest.raises(UsageError, match=message):
         sweeps.run(tiny(**changes), tmp_path / "new", with_training=True)
     assert not started and not list(tmp_path.iterdir())
+
+
+THEORY = {
+    "norm": (dict(attack__norm="l2"), "report='gaussian' needs attack.norm='linf', not 'l2'"),
+    "law": (dict(mixing__law="dirichlet"), "needs mixing.law='uniform', not 'dirichlet'"),
+    "pairs": (dict(mixing__name="cross_class"), "needs mixing.name='same_class'"),
+    "strength": (dict(mixing__class_strength=(1.0, 0.5)), r"needs mixing.class_strength=\[\]"),
+    "attack": (dict(evaluate__attacks="clean,fgsm"), "a PGD of all images .* not 'clean,fgsm'"),
+    "subset": (dict(evaluate__attacks="clean,pgd20@500"), "not 'clean,pgd20@500'; add them"),
+    "no seeds": (
+        dict(sweep="base.loss=ce optim.learning_rate=0.5,0.1"),
+        "optim.learning_rate=0.5, .* has 0.1, which report='gaussian' would take for seeds",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes, message", THEORY.values(), ids=THEORY)
+def test_a_report_of_theory_is_refused_where_there_is_none(changes, message, tmp_path, started):
+    config = synthetic.get_config("smoke").unlock()
+    config.update(sweep="")
+    config.base.loss = "ce"
+    with config.ignore_type():
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    with pytest.raises(UsageError, match=message):
+        sweeps.run(config.lock(), tmp_path / "new", with_training=True)
+    assert not started and not list(tmp_path.iterdir())
+
+
+def test_a_report_of_theory_has_rows_of_seeds_and_draws(tmp_path, started):
+    config = synthetic.get_config("smoke").unlock()
+    config.sweep = "base.loss=ce mixing.num_samples=1,2 seed+data.draw=0,1"
+    sweeps.run(config.lock(), tmp_path, with_training=True)
+    assert len(started) == 4
 
 
 def test_a_study_is_evaluated_with_other_attacks_than_its_predictions_need(tmp_path, started):

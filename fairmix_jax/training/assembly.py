@@ -79,7 +79,7 @@ def require_unseen(source: str, theirs: Mapping[str, Any], ours: Data) -> None:
         theirs["val_fraction"] >= ours.val_fraction
     )
     if theirs.get("name") == ours.name and not is_apart:
-        differing = [k for k in wanted if theirs.get(k) != wanted[k]][0]
+        differing = next(k for k in wanted if theirs.get(k) != wanted[k])
         raise UsageError(
             f"{source} was trained with data.{differing}={theirs.get(differing)} on images that "
             f"this run validates with; train it with data.{differing}={wanted[differing]}, or "

@@ -224,6 +224,15 @@ def test_the_calibration_is_that_of_the_evaluation_not_of_the_config(tmp_path):
     assert runs.find(tmp_path / "packed")[0].config == asked.config
 
 
+def test_a_copy_inside_of_a_run_is_not_in_the_runs_own_report(tmp_path):
+    make_run(tmp_path / "run", 0, "none", (80, 40))
+    make_run(tmp_path / "run" / "old", 0, "none", (80, 40))
+    with pytest.raises(UsageError, match="are both seed=0"):
+        comparable(runs.find(tmp_path / "run"))
+    (own,) = runs.find(tmp_path / "run", alone=True)
+    assert own.path == tmp_path / "run"
+
+
 def test_where_runs_were_launched_makes_no_method(study):
     for number, path in enumerate(sorted(study.glob("none*/config.json"))):
         config = json.loads(path.read_text()) | {"launch": {"minutes": 60 + number}}

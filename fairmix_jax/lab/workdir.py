@@ -143,6 +143,12 @@ def _lock(workdir: Path, patience: float, opened: ExitStack) -> None:
             return  # a file system without locks
 
 
+def holds_run(workdir: Path) -> bool:
+    """Whether something was trained here; an unpacked run has no checkpoints."""
+    has_checkpoints = processes.from_main((workdir / "checkpoints").exists)
+    return has_checkpoints or "state_sha256" in recorded(workdir)
+
+
 def record(workdir: Path, **facts: Any) -> None:
     """Adds facts to `run.json`, beside versions, device, command and commit of this process."""
     content = recorded(workdir) | provenance() | facts

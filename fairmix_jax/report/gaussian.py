@@ -35,14 +35,14 @@ _PREMISES = {
 """What theory is of; of mixing only where there is some."""
 
 
-def write(directory: Path, workdirs: Sequence[Path]) -> None:
+def write(directory: Path, workdirs: Sequence[Path], *, alone: bool = False) -> None:
     """Writes `report/theory.md` and `report/theory.png` and prints the table.
 
     For every setting of `workdirs`, runs of linear models on the Gaussian mixture: the bias and
     the disparities of the trained classifiers, exactly from their weights, then measured on the
     test set under PGD, beside the prediction.
     """
-    every = [run for path in workdirs for run in find(path)]
+    every = [run for path in workdirs for run in find(path, alone=alone)]
     for run in every:
         require(run.config, run.evaluation["attacks"])
     require_alike(every)

@@ -41,15 +41,17 @@ class Run(NamedTuple):
         return [line for line in self.metrics if fields <= line.keys()]
 
 
-def find(path: Path) -> list[Run]:
+def find(path: Path, *, alone: bool = False) -> list[Run]:
     """Returns the evaluated runs in a folder or anywhere below it, those of grids in their order.
+
+    Of a folder `alone` nothing below it counts, such as a copy that lies beside a run's files.
 
     Links are followed. The path of a packed run is its name in the pack, below the folder of the
     study. Raises a `UsageError` if there is no run, or a file of one is damaged.
     """
     order: dict[Path, int] = {}
     found: dict[Path, Run] = {}
-    for folder, names in _folders(path):
+    for folder, names in itertools.islice(_folders(path), 1 if alone else None):
         if PACK in names:
             for number, line in enumerate(json_files.read_lines(folder / PACK), start=-1):
                 if "evaluation" in line:

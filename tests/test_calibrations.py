@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from tiny import build, fit, tiny
 
 from fairmix_jax import load_model
 from fairmix_jax.lab import config as config_lib
-from fairmix_jax.lab import evaluate_run, sweeps
+from fairmix_jax.lab import evaluate_run, shared_training, sweeps, workdir
 from fairmix_jax.methods.calibrations import class_bias
 from fairmix_jax.methods.class_bias import margin_tables
 from fairmix_jax.models.described import logits_partial
@@ -187,12 +188,37 @@ def test_runs_of_a_sweep_that_differ_in_calibration_are_trained_once(tmp_path, m
     assert trained == ["calibration.name=none", "seed=1"] and len(tables) == 1
     told = {name: json.loads((path / "run.json").read_text()) for name, path in folders.items()}
     assert len({each["state_sha256"] for each in told.values()}) == 2
-    assert sum("trained_in" in each for each in told.values()) == 3
+    trained_in = [each["trained_in"] for each in told.values() if "trained_in" in each]
+    assert trained_in == ["calibration.name=none"] * 3
     found = [json.loads((path / "evaluation.json").read_text()) for path in folders.values()]
     assert len({each["weights_sha256"] for each in found}) >= 4
     assert sorted(each.get("calibration", {"name": "none"})["name"] for each in found) == [
         "class_bias", "class_bias", "head_norm", "none", "none",
     ]  # fmt: skip
+
+
+def test_a_training_is_taken_over_with_its_log_or_not_at_all(tmp_path, monkeypatch):
+    source, folder = tmp_path / "source", tmp_path / "new"
+    (source / "checkpoints" / "last" / "1").mkdir(parents=True)
+    workdir.claim(source, tiny())
+    json_files.write_json(source / "run.json", {"state_sha256": "0"})
+    (source / "metrics.jsonl").write_text("{}\n")
+    for other in (tiny(data__dir="/elsewhere"), tiny(num_devices=2)):
+        shared_training.take_over(folder, other, [source])
+        assert not folder.exists()  # trained on other data, or in another order of sums
+    rename = Path.rename
+
+    def killed(path, target):
+        rename(path, target)
+        if target.name == "checkpoints":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        shared_training.take_over(folder, tiny(calibration__name="head_norm"), [source])
+    assert (folder / "metrics.jsonl").exists()
+    with pytest.raises(UsageError, match="holds a run with seed=0"):
+        workdir.claim(folder, tiny(seed=1))
 
 
 def test_the_command_calibrates_a_trained_run(trained, tmp_path):

@@ -264,6 +264,16 @@ def test_a_command_ends_with_the_line(arguments, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("arguments", [[], ["--config=configs/digits.py:smoke"]])
+def test_a_workdir_in_ones_home_is_there(arguments, tmp_path, monkeypatch):
+    """No shell says where `~` is after a `=`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").touch()
+    result = launch("--workdir=~/run", *arguments)
+    assert result.returncode == 2 and str(tmp_path / "run") in result.stderr
+    assert not (ROOT / "~").exists()
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

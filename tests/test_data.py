@@ -129,6 +129,17 @@ def test_missing_data_is_named_with_the_remedy(name, directory, message, tmp_pat
     assert message.format(tmp=tmp_path) in str(raised.value)
 
 
+@pytest.mark.parametrize("names", [np.arange(2), np.array(["a", "a"]), np.array(["a"])])
+def test_classes_need_different_names_that_are_texts(names, tmp_path):
+    images, labels = np.zeros((2, 3, 3, 1), np.uint8), np.zeros(2, np.int32)
+    np.savez(
+        tmp_path / "own.npz", train_images=images, train_labels=labels, test_images=images,
+        test_labels=labels, class_names=names,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match=r"data.name='own' .* are not two or more different texts"):
+        data.load({"name": "own", "dir": str(tmp_path), "num_train": 0})
+
+
 def test_noise_has_the_shape_that_is_asked_for_and_is_the_same_again():
     dataset, again = (
         noise.make(height=4, width=6, channels=2, num_classes=3, examples=10) for _ in range(2)

@@ -164,6 +164,31 @@ def test_a_curve_is_kept_with_the_attack_that_made_it(evaluate, monkeypatch):
     assert drawn == ["pgd2", "pgd2", "pgd3"] and found["curve"]["attack"] == "pgd3"
 
 
+def test_a_curve_is_kept_where_none_is_asked_for_and_else_its_loss_is_said(evaluate):
+    first, *_ = evaluate("clean,pgd2", radii=(0.5,))
+    found, *_ = evaluate("clean,pgd2", radii=())
+    assert found["curve"] == first["curve"]
+    found, _, said = evaluate("clean,pgd2", radii=(), step_size=0.01)
+    assert "curve" not in found and "curve, pgd2: not kept, since evaluate.step_size" in said
+
+
+def test_files_of_attacks_wait_for_the_whole_evaluation(evaluate, tmp_path, monkeypatch):
+    """Else an evaluation stopped in its curve would leave those of other weights."""
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(step_attacks, "radius_curve", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate("clean,pgd2", radii=(0.5,))
+    assert not (tmp_path / "again" / "attacks").exists()
+
+
+def test_weights_in_ones_home_are_found(evaluate, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    evaluate("clean", weights="~/model.safetensors")
+
+
 def test_a_run_has_what_it_needs_where_more_has_been_evaluated(evaluate, tmp_path):
     """What training again in its folder asks of it: all of its attacks, with its settings."""
     evaluate("clean,pgd2,fgsm")

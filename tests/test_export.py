@@ -151,6 +151,11 @@ def test_robustbench_entry_has_the_schema_of_the_benchmark():
     assert entry["architecture"] == "WideResNet-28-10"
 
 
+def test_a_model_without_a_width_has_an_architecture():
+    found = robustbench.model_info(evaluation(), CARD | {"model": {"name": "linear"}}, **PAPER)
+    assert found["architecture"] == "linear"
+
+
 def test_only_a_real_autoattack_on_all_images_fills_the_entry():
     subset, cheap, weaker = evaluation(100), evaluation(search_dtype="bfloat16"), evaluation()
     del weaker["attacks"]["autoattack"]["detail"]["broken_by"]["square"]

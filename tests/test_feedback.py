@@ -1,5 +1,6 @@
 """From one epoch to the next: draws, rules, averages, hot starts, and what is reported of them."""
 
+import dataclasses
 import json
 import os
 import re
@@ -18,8 +19,9 @@ from fairmix_jax.data import batches
 from fairmix_jax.lab import config as config_lib
 from fairmix_jax.methods.rules import knobs
 from fairmix_jax.runtime import json_files, registry, sharding
+from fairmix_jax.runtime.console import console
 from fairmix_jax.runtime.errors import Interrupted, UsageError
-from fairmix_jax.training import epoch_end, loop
+from fairmix_jax.training import assembly, epoch_end, loop
 from fairmix_jax.training.checkpoints import Checkpoints, digest
 from fairmix_jax.types import ClassCounts, Rule, Weights
 
@@ -312,6 +314,28 @@ def test_hot_start_refuses_weights_that_have_seen_the_validation_set(tmp_path):
     config = tiny(hot_start__workdir=str(tmp_path / "first"), data__val_fraction=0.3)
     with pytest.raises(UsageError, match=r"trained with data\.val_fraction=0\.15 on images"):
         fit(config, build(config), tmp_path / "second")
+
+
+def test_weights_may_have_seen_what_validates_among_more_or_fewer_images():
+    """Subsets of a data set are nested; of a card without data nothing is known, which is said."""
+    theirs = {"name": "digits", "num_train": 0, "val_fraction": 0.5}
+    ours = config_lib.settings(tiny()).data
+    with pytest.raises(UsageError, match=r"X was trained with data\.num_train=0 on images"):
+        assembly.require_unseen("X", theirs, ours)
+    assembly.require_unseen("X", theirs | {"name": "cifar10"}, ours)
+    assembly.require_unseen("X", theirs, dataclasses.replace(ours, val_fraction=0.0))
+    with console.capture() as said:
+        assembly.require_unseen("X", {}, ours)
+    assert "X does not say on which images" in said.get()
+
+
+def test_hot_start_finds_a_folder_in_ones_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "config.json").write_text(json.dumps(config_lib.resolved(tiny())))
+    config = tiny(hot_start__workdir="~/first", data__val_fraction=0.3)
+    with pytest.raises(UsageError, match=r"trained with data\.val_fraction=0\.15 on images"):
+        assembly.hot_start(config_lib.settings(config), build(config))
 
 
 def test_hot_start_refuses_another_network_and_leaves_its_run_alone(tmp_path):

@@ -95,6 +95,7 @@ def test_images_outside_of_the_bounds_are_refused(entry):
 def test_what_is_no_logits_is_named(entry):
     refuses(entry, "logits_fn", logits_fn=lambda x: (model(x), x))
     refuses(entry, "logits_fn", logits_fn=lambda x: model(x)[:, None, None])
+    refuses(entry, "at least 2, the logits", logits_fn=lambda x: model(x)[:, :1])
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

@@ -130,6 +130,12 @@ def test_what_is_no_study_is_named(tmp_path):
         packed.unpack(tmp_path, tmp_path / "again")
 
 
+def test_a_study_without_its_config_is_said_to_be_so(folders, tmp_path):
+    (folders / "config.json").unlink()
+    with pytest.raises(UsageError, match=r"config\.json is damaged: it is missing; .*--config"):
+        packed.pack(folders, tmp_path / "again")
+
+
 def test_results_are_few_files_with_plain_names():
     paths = [path.relative_to(ROOT) for path in (ROOT / "results").rglob("*") if path.is_file()]
     assert len(paths) <= 60

@@ -10,7 +10,8 @@ from tiny import tiny
 from fairmix_jax.data import digits
 from fairmix_jax.lab import config as config_lib
 from fairmix_jax.lab import evaluate_run, sweeps, workdir
-from fairmix_jax.runtime import registry
+from fairmix_jax.lab.configs import synthetic
+from fairmix_jax.runtime import json_files, registry
 from fairmix_jax.runtime.console import console
 from fairmix_jax.runtime.errors import RunsFailed, UsageError
 from fairmix_jax.training import loop
@@ -119,6 +120,34 @@ def test_a_file_evaluated_where_a_run_lies_leaves_the_run_as_it_was(tmp_path):
     sweeps.run(workdir.get_config(str(tmp_path)), tmp_path, with_training=True)
 
 
+def test_a_run_without_checkpoints_is_not_overwritten_by_another_model(tmp_path):
+    """As unpacking a study leaves it, or deleting what takes room."""
+    workdir.claim(tmp_path, tiny())
+    workdir.record(tmp_path, state_sha256="0")
+    with pytest.raises(UsageError, match=r"holds a run, whose files .* give another --workdir"):
+        config = tiny(evaluate__weights="some.safetensors")
+        sweeps.run(config, tmp_path, with_training=False)
+    with pytest.raises(UsageError, match="holds a run; give a folder of its own"):
+        evaluate_run.save_foreign(tmp_path, {}, method="x", dataset="digits")
+
+
+def test_one_class_is_refused_before_training(tmp_path, started):
+    config = tiny(data__name="noise", data__num_train=0, data__num_classes=1)
+    with pytest.raises(
+        UsageError, match=r"data\.name='noise' has the class .* alone; give data of"
+    ):
+        sweeps.run(config, tmp_path / "new", with_training=True)
+    assert not started and not list(tmp_path.iterdir())
+
+
+def test_members_of_an_earlier_sweep_in_a_folder_stay_in_its_list(tmp_path):
+    """So that they are packed with the study; what was never done does not."""
+    sweeps.run(tiny(sweep="seed=0,1,2"), tmp_path, with_training=True)
+    (tmp_path / "seed=1" / "evaluation.json").write_text("{}")
+    sweeps.run(tiny(sweep="seed=0"), tmp_path, with_training=True)
+    assert list(json_files.load(tmp_path / "sweep.json")["members"]) == ["seed=0", "seed=1"]
+
+
 def test_a_config_binds_a_workdir_once_there_is_something_of_it(tmp_path):
     """Also where a run was killed while it compiled, or failed on a machine of an engine."""
     workdir.claim(tmp_path, tiny())
@@ -183,6 +212,39 @@ def test_a_sweep_whose_report_would_fail_does_not_start(changes, message, tmp_pa
     with pytest.raises(UsageError, match=message):
         sweeps.run(tiny(**changes), tmp_path / "new", with_training=True)
     assert not started and not list(tmp_path.iterdir())
+
+
+THEORY = {
+    "norm": (dict(attack__norm="l2"), "report='gaussian' needs attack.norm='linf', not 'l2'"),
+    "law": (dict(mixing__law="dirichlet"), "needs mixing.law='uniform', not 'dirichlet'"),
+    "pairs": (dict(mixing__name="cross_class"), "needs mixing.name='same_class'"),
+    "strength": (dict(mixing__class_strength=(1.0, 0.5)), r"needs mixing.class_strength=\[\]"),
+    "attack": (dict(evaluate__attacks="clean,fgsm"), "a PGD of all images .* not 'clean,fgsm'"),
+    "subset": (dict(evaluate__attacks="clean,pgd20@500"), "not 'clean,pgd20@500'; add them"),
+    "no seeds": (
+        dict(sweep="base.loss=ce optim.learning_rate=0.5,0.1"),
+        "optim.learning_rate=0.5, .* has 0.1, which report='gaussian' would take for seeds",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes, message", THEORY.values(), ids=THEORY)
+def test_a_report_of_theory_is_refused_where_there_is_none(changes, message, tmp_path, started):
+    config = synthetic.get_config("smoke").unlock()
+    config.update(sweep="")
+    config.base.loss = "ce"
+    with config.ignore_type():
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    with pytest.raises(UsageError, match=message):
+        sweeps.run(config.lock(), tmp_path / "new", with_training=True)
+    assert not started and not list(tmp_path.iterdir())
+
+
+def test_a_report_of_theory_has_rows_of_seeds_and_draws(tmp_path, started):
+    config = synthetic.get_config("smoke").unlock()
+    config.sweep = "base.loss=ce mixing.num_samples=1,2 seed+data.draw=0,1"
+    sweeps.run(config.lock(), tmp_path, with_training=True)
+    assert len(started) == 4
 
 
 def test_a_study_is_evaluated_with_other_attacks_than_its_predictions_need(tmp_path, started):

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fairmix_jax import report
 from fairmix_jax.classwise import image_verdicts, intervals, metrics
-from fairmix_jax.report import differences, runs
+from fairmix_jax.report import differences, packed, runs
 from fairmix_jax.report.comparable import comparable
 from fairmix_jax.runtime.errors import UsageError
 
@@ -203,6 +203,42 @@ def test_runs_evaluated_otherwise_are_methods_of_their_own(study):
     (compared,) = comparable(runs.find(study))
     assert [len(method.runs) for method in compared.methods] == [1, 1, 2]
     assert "evaluate.num_restarts=2" in compared.methods[1].label
+
+
+def test_the_calibration_is_that_of_the_evaluation_not_of_the_config(tmp_path):
+    """Which names it before it is done; a file's own is known to the evaluation only."""
+    done = {"name": "class_bias", "t": 0.5, "of_sha256": "0", "offsets": [0.1, -0.1]}
+    make_run(tmp_path / "asked", 0, "none", (80, 40))
+    make_run(tmp_path / "done", 0, "same_class", (80, 40), calibration=done)
+    config = json.loads((tmp_path / "asked" / "config.json").read_text())
+    config["calibration"] = {"name": "class_bias", "t": 1.0}
+    (tmp_path / "asked" / "config.json").write_text(json.dumps(config))
+    asked, did = runs.find(tmp_path)
+    assert comparable([asked])[0].methods[0].label == "pgd_at"
+    (method,) = comparable([did])[0].methods
+    assert method.label == "pgd_at, mixing=same_class, calibration=class_bias"
+    assert did.config["calibration.t"] == 0.5 and "calibration.offsets" not in did.config
+    arms = {"plain": "calibration.name=none", "fitted": "calibration.name=class_bias"}
+    assert [runs.arm(run.config, runs.arm_fields(arms)) for run in (asked, did)] == [*arms]
+    packed.pack(tmp_path / "asked", tmp_path / "packed")
+    assert runs.find(tmp_path / "packed")[0].config == asked.config
+
+
+def test_a_copy_inside_of_a_run_is_not_in_the_runs_own_report(tmp_path):
+    make_run(tmp_path / "run", 0, "none", (80, 40))
+    make_run(tmp_path / "run" / "old", 0, "none", (80, 40))
+    with pytest.raises(UsageError, match="are both seed=0"):
+        comparable(runs.find(tmp_path / "run"))
+    (own,) = runs.find(tmp_path / "run", alone=True)
+    assert own.path == tmp_path / "run"
+
+
+def test_where_runs_were_launched_makes_no_method(study):
+    for number, path in enumerate(sorted(study.glob("none*/config.json"))):
+        config = json.loads(path.read_text()) | {"launch": {"minutes": 60 + number}}
+        path.write_text(json.dumps(config))
+    (compared,) = comparable(runs.find(study))
+    assert [len(method.runs) for method in compared.methods] == [2, 2]
 
 
 def test_a_run_without_an_attack_leaves_the_others(study):

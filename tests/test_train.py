@@ -194,6 +194,19 @@ def flip(folder):
     path.write_bytes(content)
 
 
+def test_training_does_not_go_on_with_other_data(tmp_path, monkeypatch):
+    """Of the same name and size, such as labels that were mended in between."""
+    config = tiny(total_epochs=1)
+    task = build(config)
+    monkeypatch.setattr(loop, "StopRequest", lambda: StopAfter(2))
+    with pytest.raises(Interrupted):
+        fit(config, task, tmp_path)
+    for part in (dict(labels=9 - task.train.labels), dict(images=255 - task.train.images)):
+        other = task._replace(train=task.train._replace(**part))
+        with pytest.raises(UsageError, match=r"trained on other images or labels than data\.name="):
+            fit(config, other, tmp_path)
+
+
 def test_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(tmp_path):
     """Damaged last weights are made again."""
     config = tiny(total_epochs=3)

@@ -57,7 +57,7 @@ def evaluate(
         settings that agree. They come first, and are not done again.
 
     Returns: the fields `classes`, `threat`, `attacks`, `settings`, `images_sha256` and, with
-    radii, `curve` of `evaluation.json`.
+    radii or a known one, `curve` of `evaluation.json`.
 
     Raises:
       UsageError: an attack is unknown; images, labels, bounds, classes or logits do not fit
@@ -86,8 +86,6 @@ def evaluate(
         attacked = subject.subset(choice.num_examples)
         judgement, results[choice.name] = _attacked(choice, attacked)
         judged.append((choice, attacked, judgement))
-    for each in judged:  # not before all is done, so that files and results are of one evaluation
-        _save(*each)
     whole = [choice for choice in choices if not choice.num_examples]
     if sum(choice.kind != "clean" for choice in whole) > 1:
         results[UNION] = _union(whole, subject, results)
@@ -99,8 +97,11 @@ def evaluate(
         "images_sha256": image_verdicts.fingerprint(split.labels, subject.float_images),
         "settings": dataclasses.asdict(settings) | ({"attacks": names} if past else {}),
     }
-    curve = (known or {}).get("curve")
-    return found | ({"curve": _curve(whole, subject, curve)} if settings.radii else {})
+    if curve := _curve(whole, subject, (known or {}).get("curve")):
+        found["curve"] = curve
+    for each in judged:  # not before all is done, so that files and results are of one evaluation
+        _save(*each)
+    return found
 
 
 def _attacked(choice: AttackChoice, subject: Subject) -> tuple[Judgement, dict[str, Any]]:
@@ -151,7 +152,12 @@ def _packed(subject: Subject, correct: np.ndarray) -> list[str]:
 def _curve(
     choices: Sequence[AttackChoice], subject: Subject, known: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Class counts over the radius, under the PGD with the most steps, else PGD-20."""
+    """Class counts over the radius, under the PGD with the most steps, else PGD-20.
+
+    Without radii they are those that are known, if any.
+    """
+    if not subject.settings.radii:
+        return dict(known or {})
     pgds = [choice for choice in choices if choice.kind == "pgd"]
     strongest = max(pgds, key=lambda c: c.num_steps, default=AttackChoice("pgd20", "pgd", 20))
     radii = (0.0, *subject.settings.radii)

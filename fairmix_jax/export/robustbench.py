@@ -44,7 +44,7 @@ def model_info(
     steps = 255 * threat["epsilon"]
     is_steps = threat["norm"] == "linf" and abs(steps - round(steps)) < 1e-3
     text, usual = _ARCHITECTURES.get(model["name"], (model["name"], None))
-    width = "" if usual in (None, model["width"]) else f" of width {model['width']}"
+    width = "" if usual in (None, model.get("width")) else f" of width {model['width']}"
     robust = _accuracy(evaluation, "autoattack")
     return {
         "link": link, "name": name, "authors": authors, "additional_data": additional_data,

@@ -135,7 +135,7 @@ def _train(workdir: Path) -> None:
 
 def _workdir() -> Path:
     if _WORKDIR.value:
-        return Path(_WORKDIR.value)
+        return Path(os.path.expanduser(_WORKDIR.value))  # as no shell does after a `=`
     if not _CONFIG.value:
         raise UsageError("--workdir is missing; give the folder of a run, or --config to start one")
     path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
@@ -158,7 +158,7 @@ def _with_config(argv: list[str]) -> list[str]:
         arguments = [full if a.lstrip("-").startswith("config=") else a for a in arguments]
     elif "config" not in given and "workdir" in given and given.get("mode") != "report":
         saved = Path(__file__).with_name("workdir.py")
-        arguments.insert(0, f"--config={saved}:{given['workdir']}")
+        arguments.insert(0, f"--config={saved}:{os.path.expanduser(given['workdir'])}")
     return [program, *arguments]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
@@ -18,7 +19,7 @@ from fairmix_jax.classwise.attack_names import UNION, parse
 from fairmix_jax.data import batches
 from fairmix_jax.export import model_card
 from fairmix_jax.lab.schema import as_plain
-from fairmix_jax.lab.workdir import record, recorded
+from fairmix_jax.lab.workdir import holds_run, record, recorded
 from fairmix_jax.models.described import logits_partial, weights_template
 from fairmix_jax.runtime import VERSION, processes
 from fairmix_jax.runtime.console import console, working
@@ -113,6 +114,9 @@ def _kept(
     if everywhere := [name for name in identity if found.get(name) != identity[name]]:
         everywhere = [*differing["any"], *everywhere]
     held, names = {}, defaultdict(list)
+    no_curve = everywhere or differing["pgd"]
+    if no_curve and "curve" in found:
+        names[no_curve[0]].append("curve")
     for name, result in found["attacks"].items():
         if name != UNION:
             why = (everywhere or differing[parse(name)[0].kind] or [""])[0]
@@ -121,10 +125,7 @@ def _kept(
     for why, chosen in names.items():
         end = f"not kept, since {why} is another" if why else "kept; delete it to attack again"
         console.print(f"{path}: {', '.join(chosen)}: {end}")
-    return {
-        "attacks": held,
-        "curve": None if everywhere or differing["pgd"] else found.get("curve"),
-    }
+    return {"attacks": held, "curve": None if no_curve else found.get("curve")}
 
 
 def _earlier(path: Path) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def save_foreign(
     `method` is the model's name in reports, `seed` that of its training; models that share a
     method are its seeds. Raises a `UsageError` if `directory` holds a run.
     """
-    if processes.from_main((directory / "checkpoints").exists):
+    if holds_run(directory):
         raise UsageError(f"{str(directory)!r} holds a run; give a folder of its own")
     content = {
         "schema": 1, "dataset": dataset, "weights": "foreign", "method": method, **found,
@@ -161,12 +162,12 @@ def load_weights(workdir: Path, which: str, task: Task) -> tuple[Weights, dict[s
     `workdir` has a run of its own.
     """
     if which.endswith(".safetensors"):
-        if processes.from_main((workdir / "checkpoints").exists):
+        if holds_run(workdir):
             raise UsageError(  # for its files are those of its own model
                 f"workdir={str(workdir)!r} holds a run, whose files evaluate.weights={which!r} "
                 "would replace; give another --workdir"
             )
-        return processes.from_main(partial(_exported, which, task))
+        return processes.from_main(partial(_exported, os.path.expanduser(which), task))
     restored = stored_weights(workdir, which, task.model)
     if restored is None:
         raise UsageError(

@@ -87,18 +87,16 @@ def is_done(settings: Config, directory: Path) -> bool:
 
 def _require_fitting(settings: Config) -> None:
     """The evaluation and the report at the end are such as a run that trains can have."""
-    given, base = settings.evaluate, settings.base.arguments
+    given = settings.evaluate
     if given.weights.endswith(".safetensors"):
         raise UsageError(
             f"evaluate.weights={given.weights!r} is for --mode=evaluate; give best or last to train"
         )
-    kinds = {choice.kind for choice in attack_names.parse(given.attacks)}
-    is_theory = settings.data.name == "gaussian" and settings.model.name == "linear"
-    if settings.report == "gaussian" and not (is_theory and "loss" in base and kinds > {"clean"}):
-        raise UsageError(
-            "report='gaussian' needs data.name=gaussian, model.name=linear, a base.loss, and clean "
-            "and a PGD in evaluate.attacks; or give report=classes"
-        )
+    attacks = [choice.name for choice in attack_names.parse(given.attacks)]
+    if settings.report == "gaussian":
+        from fairmix_jax.report import gaussian  # which takes seconds to import
+
+        gaussian.require(dict(flatten(json.loads(json.dumps(as_plain(settings))))), attacks)
 
 
 def remembering() -> Load:
@@ -142,6 +140,10 @@ def of_sweep(
         raise UsageError(f"every run of the sweep would fail, {runs[0][0]}: {wrong[runs[0][0]]}")
     if config.report == "classes":
         comparable(sound, config.study.arms)
+    else:
+        from fairmix_jax.report import gaussian
+
+        gaussian.require_alike(sound)
     return wrong
 
 

@@ -85,11 +85,15 @@ def _do_runs(
     path = directory / "sweep.json"
     before = (read_json(path, is_remade=True) or {"members": {}})["members"]
     states = {name: before.get(name, {"status": "waiting"}) for name, _ in runs}
+    others = {  # of an earlier sweep here, whose results are part of the study
+        name: state for name, state in before.items()
+        if name not in states and (directory / name / "evaluation.json").exists()
+    }  # fmt: skip
 
     def on_change(name: str, state: dict[str, Any]) -> None:
         took = {k: v for k, v in states[name].items() if k == "seconds"}
         states[name] = took | state
-        processes.from_main(partial(write_json, path, {"members": states}))
+        processes.from_main(partial(write_json, path, {"members": states | others}))
 
     requests = []
     for number, (name, changes) in enumerate(runs, start=1):
@@ -105,7 +109,7 @@ def _do_runs(
             if load is not None:
                 ended = [directory / n for n in states if states[n]["status"] == "done"]
                 if with_training:
-                    processes.from_main(partial(shared_training.take_over, folder, own, ended))
+                    shared_training.take_over(folder, own, ended)
                 on_change(name, _do(own, folder, with_training, load, show=False))
                 continue
             workdir.claim(folder, own)
@@ -180,8 +184,8 @@ def _train_and_evaluate(settings: Config, task: Task, directory: Path, with_trai
 
 def _report(config: ConfigDict, directory: Path, runs: list[Path], *, show: bool = True) -> None:
     if config.report == "classes":
-        processes.from_main(partial(report.write, directory, runs, show=show))
+        processes.from_main(partial(report.write, directory, runs, show=show, alone=True))
     elif show:
         from fairmix_jax.report import gaussian  # which takes seconds to import
 
-        processes.from_main(partial(gaussian.write, directory, runs))
+        processes.from_main(partial(gaussian.write, directory, runs, alone=True))

@@ -22,10 +22,11 @@ from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.runtime.json_files import flatten, read_json, write_json
 from fairmix_jax.runtime.provenance import provenance
 
-_MAY_CHANGE = (
-    "evaluate.", "calibration.", "checkpoint.", "data.dir", "num_devices", "sweep", "report",
-    "benchmark.", "compile.", "launch.",
+UNREAD_BY_TRAINING = (
+    "evaluate.", "calibration.", "checkpoint.", "sweep", "report", "benchmark.", "compile.",
+    "launch.",
 )  # fmt: skip
+_MAY_CHANGE = (*UNREAD_BY_TRAINING, "data.dir", "num_devices")  # the same data, moved
 
 _BEGUN = ("checkpoints/*/[0-9]*", "evaluation.json")
 """What a run, or one of a sweep's, has made that belongs to its config."""
@@ -91,19 +92,19 @@ def require(workdir: Path, config: ConfigDict) -> None:
             )
 
 
-def binding(config: ConfigDict) -> dict[str, Any]:
-    """Returns the fields that a run keeps, once begun, by their dotted names."""
-    return _binding(json.loads(json.dumps(resolved(config))))
+def binding(config: ConfigDict, free: tuple[str, ...] = _MAY_CHANGE) -> dict[str, Any]:
+    """Returns the fields that a run keeps, once begun, by their dotted names: all but the free."""
+    return _binding(json.loads(json.dumps(resolved(config))), free)
 
 
-def stored_binding(workdir: Path) -> dict[str, Any]:
+def stored_binding(workdir: Path, free: tuple[str, ...] = _MAY_CHANGE) -> dict[str, Any]:
     """Returns the same of what `config.json` says, empty if there is none."""
     path = workdir / "config.json"
-    return _binding(_as_now(json_files.load(path))) if path.exists() else {}
+    return _binding(_as_now(json_files.load(path)), free) if path.exists() else {}
 
 
-def _binding(plain: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in flatten(plain) if not k.startswith(_MAY_CHANGE)}
+def _binding(plain: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
+    return {k: v for k, v in flatten(plain) if not k.startswith(free)}
 
 
 def require_writable(workdir: Path) -> None:
@@ -147,6 +148,12 @@ def _lock(workdir: Path, patience: float, opened: ExitStack) -> None:
             time.sleep(0.2)
         except OSError:
             return  # a file system without locks
+
+
+def holds_run(workdir: Path) -> bool:
+    """Whether something was trained here; an unpacked run has no checkpoints."""
+    has_checkpoints = processes.from_main((workdir / "checkpoints").exists)
+    return has_checkpoints or "state_sha256" in recorded(workdir)
 
 
 def record(workdir: Path, **facts: Any) -> None:

@@ -15,17 +15,20 @@ from fairmix_jax.runtime.tables import as_data, markdown, rich_table
 __all__ = ["Run", "find", "write"]
 
 
-def write(directory: Path, workdirs: Sequence[Path], *, show: bool = True) -> None:
+def write(
+    directory: Path, workdirs: Sequence[Path], *, show: bool = True, alone: bool = False
+) -> None:
     """Writes `directory/report/`: `index.html`, `table.md` and charts as PNG; prints the outcome.
 
     Runs of different data, classes, norms, radii or test images get tables and charts of
     their own, and are never averaged together. What a run lacks is shown as
     missing. `index.html` needs nothing else. Where `directory` has the `config.json` of a
     study, methods have the names of its arms, and a table says what became of its predictions.
-    `workdirs` are runs, or folders with runs somewhere below. Raises a `UsageError` if there is
-    no run, a method has two runs of one seed, or the study's config is not valid.
+    `workdirs` are runs, or folders with runs somewhere below, which do not count if `alone`. Raises
+    a `UsageError` if there is no run, a method has two runs of one seed, or the study's config is
+    not valid.
     """
-    found = {run.path.resolve(): run for path in workdirs for run in find(path)}
+    found = {run.path.resolve(): run for path in workdirs for run in find(path, alone=alone)}
     unfinished = runs.unfinished([directory, *workdirs])
     study = runs.content(directory).get("config", {}).get("study", {})
     sets = comparable(list(found.values()), study.get("arms", {}))

@@ -15,7 +15,7 @@ from fairmix_jax.runtime.errors import UsageError
 
 _NOT_A_METHOD = (
     "seed", "num_devices", "sweep", "report", "data.dir", "data.draw", "checkpoint.", "evaluate.",
-    "benchmark.", "compile.", "study.",
+    "benchmark.", "compile.", "launch.", "study.",
 )  # fmt: skip
 _AXES = ("rule", "mixing", "averaging", "calibration")
 _EVALUATED_WITH = ("step_size", "num_restarts", "search_dtype")
@@ -161,13 +161,13 @@ def _title(evaluation: Mapping[str, Any]) -> str:
 
 def _methods(runs: Sequence[Run], arms: Arms) -> list[Method]:
     """Runs that differ in the seed only, labelled by arm, or by what tells methods apart."""
-    trained = [_settings(run) for run in runs if not run.foreign_name]
+    trained = [method_fields(run) for run in runs if not run.foreign_name]
     methods: dict[str, dict[Any, Run]] = defaultdict(dict)
     for run in runs:
         if run.foreign_name:
             label = f"{run.foreign_name} (foreign)"
         else:
-            told_apart = arm(run.config, arms) or _label(_settings(run), trained)
+            told_apart = arm(run.config, arms) or _label(method_fields(run), trained)
             label = told_apart or _members_of(run)
         seed, draw = run.config["seed"], run.config.get("data.draw")
         other = methods[label].setdefault((seed, draw), run)
@@ -184,12 +184,11 @@ def _members_of(run: Run) -> str:
     return ", ".join([run.config.get("base.name", run.path.name), *parts])
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def method_fields(run: Run) -> dict[str, Any]:
     """Returns the fields that define a method: the run's config, and how it was evaluated."""
     settings = run.evaluation.get("settings", {})
     return (
-        {"calibration.name": "none"}  # of runs that are older than the field
-        | {k: v for k, v in run.config.items() if not k.startswith(_NOT_A_METHOD)}
+        {k: v for k, v in run.config.items() if not k.startswith(_NOT_A_METHOD)}
         | {f"evaluate.{k}": settings[k] for k in _EVALUATED_WITH if k in settings}
         | {"weights": run.evaluation["weights"]}
     )
@@ -219,7 +218,7 @@ def _require_arms(runs: Sequence[Run], arms: Arms) -> None:
     chosen = {field for fields in arms.values() for field in fields}
     known: dict[tuple[str, Any], tuple[Any, Run]] = {}
     for run in runs:
-        settings = {} if run.foreign_name else _settings(run)
+        settings = {} if run.foreign_name else method_fields(run)
         for field, value in settings.items():
             first, other = known.setdefault((field, _member(settings, field)), (value, run))
             if first != value and field not in chosen:

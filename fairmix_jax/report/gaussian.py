@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from fairmix_jax import theory
 from fairmix_jax.classwise import metrics
 from fairmix_jax.data import gaussian
 from fairmix_jax.export import read_tensors
+from fairmix_jax.report.comparable import method_fields
 from fairmix_jax.report.runs import Run, find
 from fairmix_jax.runtime import templates
 from fairmix_jax.runtime.console import console
@@ -25,16 +26,26 @@ from fairmix_jax.theory import surrogates
 
 _LABELS = {"ce": "logistic", "squared": "squared", "zero_one": "smooth 0-1"}
 _SETTING = ["loss", "ratio", "separation", "budget", "num_samples", "weight_decay"]
+_PREMISES = {
+    "data.name": "gaussian", "model.name": "linear", "base.name": "pgd_at", "attack.norm": "linf",
+    "rule.name": "none", "averaging.name": "none", "calibration.name": "none", "awp.gamma": 0,
+    "mixing.name": "same_class", "mixing.law": "uniform", "mixing.weights": [],
+    "mixing.probability": 1, "mixing.class_strength": [], "mixing.off_epochs": 0,
+}  # fmt: skip
+"""What theory is of; of mixing only where there is some."""
 
 
-def write(directory: Path, workdirs: Sequence[Path]) -> None:
+def write(directory: Path, workdirs: Sequence[Path], *, alone: bool = False) -> None:
     """Writes `report/theory.md` and `report/theory.png` and prints the table.
 
     For every setting of `workdirs`, runs of linear models on the Gaussian mixture: the bias and
     the disparities of the trained classifiers, exactly from their weights, then measured on the
     test set under PGD, beside the prediction.
     """
-    every = (run for path in workdirs for run in find(path))
+    every = [run for path in workdirs for run in find(path, alone=alone)]
+    for run in every:
+        require(run.config, run.evaluation["attacks"])
+    require_alike(every)
     runs = pd.DataFrame([_setting(run.config) | _trained(run) | _tested(run) for run in every])
     output = directory / "report"
     publish(output / "theory.md", [_table(runs)])
@@ -43,6 +54,35 @@ def write(directory: Path, workdirs: Sequence[Path]) -> None:
     spec["hconcat"][-1]["title"] = f"{_LABELS[runs.loss[0]]} loss"
     write_bytes(output / "theory.png", vl_convert.vegalite_to_png(spec, scale=1.5))
     console.print(f"theory: {output / 'theory.md'} and {output / 'theory.png'}", soft_wrap=True)
+
+
+def require(config: Mapping[str, Any], attacks: Iterable[str]) -> None:
+    """Raises a `UsageError` unless theory is of such a run: its flat config, names of attacks."""
+    for field, wanted in _PREMISES.items():
+        is_read = not field.startswith("mixing.") or config["mixing.name"] != "none"
+        if is_read and config.get(field, wanted) != wanted:
+            raise UsageError(
+                f"report='gaussian' needs {field}={wanted!r}, not {config[field]!r}; give that, "
+                "or report=classes"
+            )
+    if not ({"clean"} <= {*attacks} and any(re.fullmatch(r"pgd\d+", name) for name in attacks)):
+        raise UsageError(
+            "report='gaussian' needs clean and a PGD of all images in evaluate.attacks, not "
+            f"{','.join(attacks)!r}; add them, e.g. clean,pgd20, or give report=classes"
+        )
+
+
+def require_alike(runs: Sequence[Run]) -> None:
+    """Raises a `UsageError` if runs of one row differ in more than the seed and the draw."""
+    first: dict[tuple[Any, ...], Run] = {}
+    for run in runs:
+        other = first.setdefault(tuple(_setting(run.config).values()), run)
+        own, theirs = method_fields(run), method_fields(other)
+        for field in (field for field in own if theirs.get(field) != own[field]):
+            raise UsageError(
+                f"{other.path} has {field}={theirs.get(field)}, {run.path} has {own[field]}, which "
+                "report='gaussian' would take for seeds of one setting; report them apart"
+            )
 
 
 def _setting(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,9 +126,6 @@ def _tested(run: Run) -> dict[str, float]:
     """The disparities on the test set: of clean images, and under the PGD with the most steps."""
     attacks = run.evaluation["attacks"]
     steps = {int(name[3:]): name for name in attacks if re.fullmatch(r"pgd\d+", name)}
-    if "clean" not in attacks or not steps:
-        given = f"{run.path} was evaluated with {', '.join(attacks)}"
-        raise UsageError(f"{given}; this report needs clean and a PGD")
     found = {"natural_test": attacks["clean"], "adversarial_test": attacks[steps[max(steps)]]}
     accuracies = {k: np.divide(r["class_correct"], r["class_total"]) for k, r in found.items()}
     return {name: float(minus - plus) for name, (minus, plus) in accuracies.items()}

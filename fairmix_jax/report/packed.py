@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fairmix_jax.report.runs import Arms, arm, arm_fields, content
+from fairmix_jax.report.runs import Arms, arm, arm_fields, config_of, content
 from fairmix_jax.runtime import json_files
 from fairmix_jax.runtime.errors import UsageError, exits_on_usage_error
 from fairmix_jax.runtime.json_files import PACK
@@ -32,6 +32,8 @@ def pack(study: Path, target: Path) -> None:
     `UsageError` if there is no run in `study`, `target` lies in it, or a file of it is damaged.
     """
     own = content(study)
+    if own and "config" not in own:
+        raise json_files.damaged("config.json", f"{study}/config.json", "it is missing")
     members = list(own.get("sweep", {}).get("members", {}))
     folders = [name for name in members if (study / name / "config.json").is_file()]
     if not own or not (folders or "evaluation" in own):
@@ -40,9 +42,9 @@ def pack(study: Path, target: Path) -> None:
         raise UsageError(f"target={str(target)!r} lies in the study; give a folder outside of it")
     found = {folder: content(study / folder) for folder in folders}
     arms = arm_fields(own["config"].get("study", {}).get("arms", {}))
-    names = {folder: _name(folder, held["config"], arms) for folder, held in found.items()}
+    names = {folder: _name(folder, config_of(held), arms) for folder, held in found.items()}
     if len({*names.values()}) < len(names):  # the sweep varies more than the arms say
-        names = {folder: _name(folder, held["config"], {}) for folder, held in found.items()}
+        names = {folder: _name(folder, config_of(held), {}) for folder, held in found.items()}
     used, lines = Counter(), [{"name": "", "folder": ""} | own]
     for folder, name in names.items():
         used[name] += 1  # folders may differ in what names do not say
@@ -79,12 +81,11 @@ def _copy_report(source: Path, target: Path) -> None:
         json_files.write_bytes(target / "report" / file.name, file.read_bytes())
 
 
-def _name(folder: str, config: Mapping[str, Any], arms: Arms) -> str:
+def _name(folder: str, known: Mapping[str, Any], arms: Arms) -> str:
     """The run's arm, or else the values in its folder's name, then its seed: `pgd_at_k2/seed0`.
 
     The values of `optim.learning_rate=0.1,mixing.name=none,seed=0` are `learning_rate0.1_none`.
     """
-    known = dict(json_files.flatten(dict(config)))
     varied = [part for part in folder.split(",") if not part.startswith("seed=")]
     values = [re.sub(r"^([^=]*\.name=|[^=]*\.)", "", part) for part in varied]
     method = arm(known, arms) or "_".join(values)

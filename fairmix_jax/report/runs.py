@@ -1,5 +1,6 @@
 """Finished runs, and what lies in their workdirs."""
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,15 +41,17 @@ class Run(NamedTuple):
         return [line for line in self.metrics if fields <= line.keys()]
 
 
-def find(path: Path) -> list[Run]:
+def find(path: Path, *, alone: bool = False) -> list[Run]:
     """Returns the evaluated runs in a folder or anywhere below it, those of grids in their order.
+
+    Of a folder `alone` nothing below it counts, such as a copy that lies beside a run's files.
 
     Links are followed. The path of a packed run is its name in the pack, below the folder of the
     study. Raises a `UsageError` if there is no run, or a file of one is damaged.
     """
     order: dict[Path, int] = {}
     found: dict[Path, Run] = {}
-    for folder, names in _folders(path):
+    for folder, names in itertools.islice(_folders(path), 1 if alone else None):
         if PACK in names:
             for number, line in enumerate(json_files.read_lines(folder / PACK), start=-1):
                 if "evaluation" in line:
@@ -91,12 +94,27 @@ def _run(folder: Path, held: Mapping[str, Any], pack: Path | None = None) -> Run
     if wrong:
         where = f"{pack}: evaluation of {held['name']}" if pack else f"{folder}/evaluation.json"
         raise json_files.damaged(PACK if pack else "evaluation.json", where, wrong)
-    config, provenance = (json_files.plain(held.get(part, {})) for part in ("config", "run"))
+    provenance = json_files.plain(held.get("run", {}))
     lines = [{k: np.nan if v is None else v for k, v in m.items()} for m in held.get("metrics", ())]
     if "state_sha256" in provenance and not lines and not pack:
         told = "lacks the lines of a trained run; the report does without the course of training"
         console.print(f"{folder}/metrics.jsonl {told}", soft_wrap=True)
-    return Run(folder, dict(flatten(config)), held["evaluation"], provenance, lines)
+    return Run(folder, config_of(held), held["evaluation"], provenance, lines)
+
+
+def config_of(held: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the flat config of a run, with the calibration that its evaluation was done with.
+
+    `config.json` names it before it is done, and a stop in between leaves earlier numbers.
+    """
+    config = dict(flatten(json_files.plain(held["config"])))
+    evaluation = held.get("evaluation", {"method": ""})
+    if "method" in evaluation:
+        return config
+    done = evaluation.get("calibration", {"name": "none"})
+    chosen = itertools.takewhile(lambda field: field != "of_sha256", done)  # facts come after it
+    kept = {k: v for k, v in config.items() if not k.startswith("calibration.")}
+    return kept | {f"calibration.{field}": done[field] for field in chosen}
 
 
 def _agrees(attacks: Mapping[str, Any]) -> bool:

@@ -112,12 +112,12 @@ def checked_model(logits_fn: LogitsFn, labels: Any, targets: Any = None) -> Logi
 def checked_logits(logits: Any, num_images: int) -> Array:
     """Returns logits of so many images, float32 if they are less; else raises a `ValueError`."""
     shape = getattr(logits, "shape", None)
-    is_sound = shape is not None and len(shape) == 2 and shape[0] == num_images
+    is_sound = shape is not None and len(shape) == 2 and shape[0] == num_images and shape[1] > 1
     if not is_sound or not jnp.issubdtype(logits.dtype, jnp.floating):
         given = type(logits).__name__ if shape is None else f"{logits.dtype} of shape {shape}"
         raise ValueError(
             f"logits_fn returns {given} for {num_images} images; give floats of shape "
-            f"({num_images}, K), the logits alone"
+            f"({num_images}, K), K of at least 2, the logits alone"
         )
     return as_single(logits)
 

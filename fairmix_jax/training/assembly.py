@@ -1,6 +1,7 @@
 """From settings to the pure parts of a run."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from fairmix_jax.methods import mixing
 from fairmix_jax.methods.training_attack import TrainingAttack
 from fairmix_jax.models.described import weights_template
 from fairmix_jax.runtime import registry
+from fairmix_jax.runtime.console import console
 from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.runtime.json_files import read_json
 from fairmix_jax.training.checkpoints import stored_weights
@@ -44,7 +46,7 @@ def hot_start(settings: Settings, task: Task) -> t.Weights | None:
 
     A `UsageError` if they do not fit, or were trained on images that this run validates with.
     """
-    chosen, source = settings.hot_start, Path(settings.hot_start.workdir)
+    chosen, source = settings.hot_start, Path(os.path.expanduser(settings.hot_start.workdir))
     if not chosen.workdir:
         return None
     theirs = (read_json(source / "config.json") or {}).get("data", {})
@@ -64,15 +66,24 @@ def hot_start(settings: Settings, task: Task) -> t.Weights | None:
 def require_unseen(source: str, theirs: Mapping[str, Any], ours: Data) -> None:
     """Raises a `UsageError` if a network was trained on images that these settings validate with.
 
-    `theirs` are the `data` of the config that trained it.
+    `theirs` are the `data` of the config that trained it; without them it is said to be unknown.
     """
-    is_same = (theirs.get("name"), theirs.get("num_train")) == (ours.name, ours.num_train)
-    # Validation parts of one data set are nested, so the larger one holds the smaller.
-    if is_same and theirs["val_fraction"] < ours.val_fraction:
+    if not ours.val_fraction:
+        return
+    if not theirs:
+        told = "does not say on which images it was trained, maybe on those that validate here"
+        return console.print(f"{source} {told}", soft_wrap=True)
+    # Validation parts of the same images are nested, so the larger one holds the smaller.
+    wanted = {"num_train": ours.num_train, "val_fraction": ours.val_fraction}
+    is_apart = theirs.get("num_train") == ours.num_train and (
+        theirs["val_fraction"] >= ours.val_fraction
+    )
+    if theirs.get("name") == ours.name and not is_apart:
+        differing = next(k for k in wanted if theirs.get(k) != wanted[k])
         raise UsageError(
-            f"{source} was trained with data.val_fraction={theirs['val_fraction']} on images that "
-            f"this run validates with; train it with data.val_fraction={ours.val_fraction}, or "
-            "lower it here"
+            f"{source} was trained with data.{differing}={theirs.get(differing)} on images that "
+            f"this run validates with; train it with data.{differing}={wanted[differing]}, or "
+            "change it here"
         )
 
 

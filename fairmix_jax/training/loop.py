@@ -43,7 +43,9 @@ def fit(settings: Settings, task: Task, workdir: Path) -> str:
       FloatingPointError: the loss is no longer finite.
     """
     mesh = devices(settings)
-    processes.require_equal("the training set", digest(task.train.labels))
+    # All labels, and of the images as many as cost no time.
+    data = digest((task.train.labels, task.train.images[:: 1 + len(task.train.labels) // 1000]))
+    processes.require_equal("the training set", data)
     feed = batches.feed(task.train, mesh)
     steps_per_epoch = len(task.train.labels) // settings.batch_size
     total_steps = steps_per_epoch * settings.total_epochs
@@ -58,6 +60,11 @@ def fit(settings: Settings, task: Task, workdir: Path) -> str:
     with StopRequest() as stop:
         restored = saved.restore_latest((trainer.initial_state, nothing))
         (state, totals), facts = restored or ((_fresh(settings, task, trainer), nothing), {})
+        if facts.get("data", data) != data:  # a checkpoint of an earlier version has none
+            raise UsageError(
+                f"{str(folder)!r} was trained on other images or labels than data.name="
+                f"{settings.data.name!r} has now; put those back, or give another --workdir"
+            )
         weights = trainer.evaluated_weights(trainer.initial_state)
         step, kept = int(state.step), KeptWeights(folder, weights, facts)
         if step == total_steps:
@@ -82,7 +89,7 @@ def fit(settings: Settings, task: Task, workdir: Path) -> str:
                     state, totals = apart(epoch_end(state, totals, epoch, progress)), nothing
                 is_due = rest == 0 and epoch % settings.checkpoint.every_epochs == 0
                 if is_due or is_told or is_last:
-                    saved.save(step, (state, totals), **kept.facts)
+                    saved.save(step, (state, totals), data=data, **kept.facts)
                 if is_last:  # others may have been told since the votes that were read
                     is_told |= vote.last(bool(stop.received))
                 if is_told:

@@ -37,6 +37,11 @@ def build(settings: Settings, load: Callable[..., Dataset] = data.load) -> Task:
     chosen, attack = settings.data, settings.attack
     section = {"name": chosen.name, "dir": chosen.dir, "num_train": chosen.num_train}
     dataset = load(section | dict(chosen.arguments))
+    if len(dataset.class_names) < 2:
+        raise UsageError(
+            f"data.name={chosen.name!r} has the class {dataset.class_names} alone; give data of "
+            "two or more, e.g. another data.num_classes"
+        )
     whole = dataset.train
     train_rows, validation_rows = data.stratified_split(whole.labels, chosen.val_fraction)
     train = whole.take(train_rows)

@@ -207,7 +207,7 @@ def test_runs_evaluated_otherwise_are_methods_of_their_own(study):
 
 def test_the_calibration_is_that_of_the_evaluation_not_of_the_config(tmp_path):
     """Which names it before it is done; a file's own is known to the evaluation only."""
-    done = {"name": "class_bias", "t": 0.5, "of_sha256": "0", "offsets": [0.1, -0.1]}
+    done = {"of_sha256": "0", "offsets": [0.1, -0.1], "name": "class_bias", "t": 0.5}
     make_run(tmp_path / "asked", 0, "none", (80, 40))
     make_run(tmp_path / "done", 0, "same_class", (80, 40), calibration=done)
     config = json.loads((tmp_path / "asked" / "config.json").read_text())
@@ -220,6 +220,8 @@ def test_the_calibration_is_that_of_the_evaluation_not_of_the_config(tmp_path):
     assert did.config["calibration.t"] == 0.5 and "calibration.offsets" not in did.config
     arms = {"plain": "calibration.name=none", "fitted": "calibration.name=class_bias"}
     assert [runs.arm(run.config, runs.arm_fields(arms)) for run in (asked, did)] == [*arms]
+    arms = runs.arm_fields({"any": "base.name=pgd_at"})
+    assert [runs.arm(run.config, arms) for run in (asked, did)] == ["any", "any class_bias"]
     packed.pack(tmp_path / "asked", tmp_path / "packed")
     assert runs.find(tmp_path / "packed")[0].config == asked.config
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fairmix_jax.classwise import image_verdicts, metrics
 from fairmix_jax.classwise.attack_names import UNION
-from fairmix_jax.runtime import field_texts, json_files
+from fairmix_jax.runtime import field_texts, json_files, registry
 from fairmix_jax.runtime.console import console
 from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.runtime.json_files import PACK, flatten
@@ -112,9 +112,10 @@ def config_of(held: Mapping[str, Any]) -> dict[str, Any]:
     if "method" in evaluation:
         return config
     done = evaluation.get("calibration", {"name": "none"})
-    chosen = itertools.takewhile(lambda field: field != "of_sha256", done)  # facts come after it
+    is_known = done["name"] in registry.names("calibrations")
+    chosen = registry.parameters("calibrations", done["name"]) if is_known else ()
     kept = {k: v for k, v in config.items() if not k.startswith("calibration.")}
-    return kept | {f"calibration.{field}": done[field] for field in chosen}
+    return kept | {f"calibration.{f}": done[f] for f in ("name", *chosen) if f in done}
 
 
 def _agrees(attacks: Mapping[str, Any]) -> bool:
@@ -173,6 +174,12 @@ def arm_fields(arms: Mapping[str, str]) -> Arms:
 
 
 def arm(config: Mapping[str, Any], arms: Arms) -> str:
-    """Returns of the arms whose fields are all in a flat config the one with the most, if any."""
+    """Returns of the arms whose fields are all in a flat config the one with the most, if any.
+
+    Where no arm speaks of calibration, a calibrated run is none of them: the name says so.
+    """
     own = [name for name in arms if all(config.get(f) == v for f, v in arms[name].items())]
-    return max(own, key=lambda name: len(arms[name]), default="")
+    found = max(own, key=lambda name: len(arms[name]), default="")
+    calibration = config.get("calibration.name", "none")
+    is_meant = any("calibration.name" in fields for fields in arms.values())
+    return found if is_meant or not found or calibration == "none" else f"{found} {calibration}"

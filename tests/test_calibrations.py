@@ -201,7 +201,7 @@ def test_a_training_is_taken_over_with_its_log_or_not_at_all(tmp_path, monkeypat
     source, folder = tmp_path / "source", tmp_path / "new"
     (source / "checkpoints" / "last" / "1").mkdir(parents=True)
     workdir.claim(source, tiny())
-    json_files.write_json(source / "run.json", {"state_sha256": "0"})
+    json_files.write_json(source / "run.json", {"argv": [], "state_sha256": "0"})
     (source / "metrics.jsonl").write_text("{}\n")
     for other in (tiny(data__dir="/elsewhere"), tiny(num_devices=2)):
         shared_training.take_over(folder, other, [source])

@@ -192,7 +192,7 @@ def test_weights_in_ones_home_are_found(evaluate, tmp_path, monkeypatch):
 def test_a_run_has_what_it_needs_where_more_has_been_evaluated(evaluate, tmp_path):
     """What training again in its folder asks of it: all of its attacks, with its settings."""
     evaluate("clean,pgd2,fgsm")
-    (tmp_path / "again" / "run.json").write_text('{"state_sha256": "0"}')
+    (tmp_path / "again" / "run.json").write_text('{"argv": [], "state_sha256": "0"}')
     settings = config_lib.settings(CONFIG)
     weights = str(tmp_path / "model.safetensors")
     for attacks, step_size, is_done in (

@@ -13,6 +13,8 @@ from fairmix_jax import report
 from fairmix_jax.classwise import image_verdicts, intervals, metrics
 from fairmix_jax.report import differences, packed, runs
 from fairmix_jax.report.comparable import comparable
+from fairmix_jax.runtime import json_files
+from fairmix_jax.runtime.console import console
 from fairmix_jax.runtime.errors import UsageError
 
 LABELS = np.repeat([0, 1], 100)
@@ -386,3 +388,28 @@ def test_failed_members_are_listed(study):
 def test_nothing_to_report_is_said(tmp_path):
     with pytest.raises(UsageError, match="there is no evaluated run"):
         report.write(tmp_path, [tmp_path], show=False)
+
+
+def test_a_log_of_training_that_has_changed_is_said_to_have(tmp_path):
+    """Cut short at a line's end, or another run's; not where it was only packed and unpacked."""
+    make_run(tmp_path / "run", 0, "none", (80, 40))
+    lines = [{"epoch": number, "loss": 1.0 / number} for number in (1, 2)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    provenance = {"argv": [], "state_sha256": "0", "metrics_sha256": json_files.digest_of(lines)}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(provenance))
+
+    def said(changed):
+        (tmp_path / "run" / "metrics.jsonl").write_text(changed)
+        with console.capture() as told:
+            runs.find(tmp_path / "run")
+        return "is not as training left it" in " ".join(told.get().split())
+
+    assert not said(text)
+    assert said(text.splitlines(keepends=True)[0]) and said(text.replace("1.0", "2.0"))
+    assert not said(text)
+    packed.pack(tmp_path / "run", tmp_path / "packed")
+    packed.unpack(tmp_path / "packed", tmp_path / "again")
+    for folder in ("packed", "again"):
+        with console.capture() as told:
+            runs.find(tmp_path / folder)
+        assert "training left it" not in told.get()

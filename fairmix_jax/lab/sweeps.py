@@ -17,7 +17,7 @@ from fairmix_jax.lab.schema import Config
 from fairmix_jax.runtime import field_texts, processes
 from fairmix_jax.runtime.console import console, duration
 from fairmix_jax.runtime.errors import Interrupted, RunsFailed, UsageError
-from fairmix_jax.runtime.json_files import read_json, write_json, write_text
+from fairmix_jax.runtime.json_files import digest_of, read_json, read_lines, write_json, write_text
 from fairmix_jax.runtime.provenance import masked
 from fairmix_jax.training import loop
 from fairmix_jax.training.task import Task
@@ -177,9 +177,19 @@ def _train_and_evaluate(settings: Config, task: Task, directory: Path, with_trai
     if with_training and not is_trained:
         workdir.record(directory)
         sha256 = loop.fit(settings, task, directory)
-        workdir.record(directory, state_sha256=sha256)
+        workdir.record(
+            directory,
+            state_sha256=sha256,
+            metrics_sha256=processes.from_main(partial(_log, directory)),
+        )
         console.print(f"final state sha256 {sha256}")
     evaluate_run.run(settings, task, directory)
+
+
+def _log(directory: Path) -> str:
+    """The digest of the log of training, by which a report knows that it is whole."""
+    path = directory / "metrics.jsonl"
+    return digest_of(read_lines(path) if path.is_file() else ())
 
 
 def _report(config: ConfigDict, directory: Path, runs: list[Path], *, show: bool = True) -> None:

@@ -14,7 +14,7 @@ from fairmix_jax.classwise.attack_names import UNION
 from fairmix_jax.runtime import field_texts, json_files, registry
 from fairmix_jax.runtime.console import console
 from fairmix_jax.runtime.errors import UsageError
-from fairmix_jax.runtime.json_files import PACK, flatten
+from fairmix_jax.runtime.json_files import PACK, digest_of, flatten
 
 Arms = Mapping[str, Mapping[str, Any]]
 """Methods by their names in a study, each with the config fields that make it."""
@@ -98,6 +98,9 @@ def _run(folder: Path, held: Mapping[str, Any], pack: Path | None = None) -> Run
     lines = [{k: np.nan if v is None else v for k, v in m.items()} for m in held.get("metrics", ())]
     if "state_sha256" in provenance and not lines and not pack:
         told = "lacks the lines of a trained run; the report does without the course of training"
+        console.print(f"{folder}/metrics.jsonl {told}", soft_wrap=True)
+    elif provenance.get("metrics_sha256", own := digest_of(held.get("metrics", ()))) != own:
+        told = "is not as training left it; the course of training in the report may be another's"
         console.print(f"{folder}/metrics.jsonl {told}", soft_wrap=True)
     return Run(folder, config_of(held), held["evaluation"], provenance, lines)
 

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import reprlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -119,6 +119,11 @@ def load(path: Path, kind: str = "") -> dict[str, Any]:
     Raises a `UsageError` if it is damaged, lacks what its readers need, or has another schema.
     """
     return plain(parsed(path.read_bytes(), kind or path.name, str(path)))
+
+
+def digest_of(lines: Sequence[Any]) -> str:
+    """Returns the sha256 of plain data, however it is laid out in a file."""
+    return hashlib.sha256(json.dumps(list(lines), sort_keys=True).encode()).hexdigest()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -479,7 +479,8 @@ def test_calibrate_lifts_the_worst_class_of_any_function_under_attack(network, e
         tilted, images, labels, threat=ThreatModel("linf", 0.01), t=1.0, num_steps=5
     )
     assert found.fitted.worst_class > found.as_trained.worst_class
-    better = calibration.with_bias(tilted, found.offsets)
+    better = calibration.with_bias(tilted, found)
+    assert "table" not in repr(found) and "factor=" in repr(found)
     table = margin_table(better, images, labels, threat=ThreatModel("linf", 0.01), num_steps=5)
     again = calibration.reached(
         calibration.class_accuracies(calibration.margins(table, labels), np.zeros(4))

@@ -130,7 +130,7 @@ def test_other_weights_and_earlier_versions_are_evaluated_anew(evaluate, tmp_pat
     export.save_model(tmp_path, weights, task.model_card, facts)
     found, attacked, said = evaluate("clean")
     assert attacked == ["clean"] and list(found["attacks"]) == ["clean"]
-    assert "clean, pgd2: not kept, since weights_sha256 is another" in said
+    assert "clean, pgd2: not kept, since the weights are others" in said
     for name in ("weights_sha256", "version", "checksum"):  # as earlier versions wrote it
         found.pop(name, None)
     (tmp_path / "again" / "evaluation.json").write_text(json.dumps(found))

@@ -169,12 +169,18 @@ def _parse(argv: Sequence[str]) -> list[str]:
             _ = _CONFIG.value.is_locked  # a config file that cannot be read says so on first use
         return rest
     except OSError as error:
-        reason = " ".join(str(error.__cause__).split())
+        cause = error.__cause__
+        reason = " ".join(str(cause).split())
+        if isinstance(cause, FileNotFoundError):
+            reason = f"there is no {cause.filename!r}"
         raise UsageError(
             f"--config cannot be read: {reason}; `fairmix configs` lists ours"
         ) from error
     except (KeyError, AttributeError) as error:
-        name = str(error.args[0]).splitlines()[0].strip("'\"")  # without a guess at what was meant
+        said = re.search(
+            r"[\w.]+", str(error.args[0])
+        )  # the name, without a guess at what was meant
+        name = said.group() if said else str(error)
         unknown = [argument for argument in argv if name in argument]
         raise UsageError(
             f"{' '.join(unknown) or name} names no config field; `fairmix fields` shows them all"

@@ -123,7 +123,9 @@ def _kept(
             names[why].append(name)
             held |= {} if why else {name: result}
     for why, chosen in names.items():
-        end = f"not kept, since {why} is another" if why else "kept; delete it to attack again"
+        which = {"weights_sha256": "the weights", "images_sha256": "the images"}.get(why, why)
+        verb = "are others" if which != why else "is another"
+        end = f"not kept, since {which} {verb}" if why else "kept; delete it to attack again"
         console.print(f"{path}: {', '.join(chosen)}: {end}")
     return {"attacks": held, "curve": None if no_curve else found.get("curve")}
 
@@ -133,7 +135,7 @@ def _earlier(path: Path) -> dict[str, Any]:
 
 
 def save_foreign(
-    directory: Path, found: Mapping[str, Any], *, method: str, dataset: str, seed: int = 0
+    directory: Path | str, found: Mapping[str, Any], *, method: str, dataset: str, seed: int = 0
 ) -> None:
     """Writes what `classwise.evaluate` found of a model not trained here, for reports.
 
@@ -143,6 +145,7 @@ def save_foreign(
     `method` is the model's name in reports, `seed` that of its training; models that share a
     method are its seeds. Raises a `UsageError` if `directory` holds a run.
     """
+    directory = Path(directory)
     if holds_run(directory):
         raise UsageError(f"{str(directory)!r} holds a run; give a folder of its own")
     content = {

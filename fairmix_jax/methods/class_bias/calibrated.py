@@ -62,11 +62,13 @@ def calibrate(
 
 
 def with_bias(logits_fn: LogitsFn, offsets: Any) -> Partial:
-    """Returns a function with the biases `[K]` added to its logits; it may be differentiated.
+    """Returns a function with the biases `[K]`, or those of a `Fit`, added to its logits.
 
-    Logits of half precision become float32, to which biases were fitted. Other numbers of biases
-    than of classes are a `ValueError` when it is called.
+    It may be differentiated. Logits of half precision become float32, to which biases were fitted.
+    Other numbers of biases than of classes are a `ValueError` when it is called.
     """
+    if isinstance(offsets, Fit):
+        offsets = offsets.offsets
     return Partial(_added, jnp.asarray(offsets, jnp.float32), Partial(logits_fn))
 
 

@@ -34,6 +34,10 @@ class Fit(NamedTuple):
     expected: Reached
     table: np.ndarray
 
+    def __repr__(self) -> str:
+        told = (f"{name}={getattr(self, name)}" for name in self._fields if name != "table")
+        return f"Fit({', '.join(told)})"
+
 
 def fit(
     table: Any, labels: Any, *, objective: Literal["worst_class", "gap"] = "worst_class",

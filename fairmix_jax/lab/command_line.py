@@ -169,10 +169,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
             _ = _CONFIG.value.is_locked  # a config file that cannot be read says so on first use
         return rest
     except OSError as error:
-        cause = error.__cause__
-        reason = " ".join(str(cause).split())
-        if isinstance(cause, FileNotFoundError):
-            reason = f"there is no {cause.filename!r}"
+        reason = " ".join(str(error.__cause__).split())
+        if missing := re.search("No such file or directory: (.*)", reason):
+            reason = f"there is no {missing.group(1)}"
         raise UsageError(
             f"--config cannot be read: {reason}; `fairmix configs` lists ours"
         ) from error

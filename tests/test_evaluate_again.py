@@ -135,7 +135,7 @@ def test_other_weights_and_earlier_versions_are_evaluated_anew(evaluate, tmp_pat
         found.pop(name, None)
     (tmp_path / "again" / "evaluation.json").write_text(json.dumps(found))
     _, attacked, said = evaluate("clean")
-    assert attacked == ["clean"] and "clean: not kept, since weights_sha256" in said
+    assert attacked == ["clean"] and "clean: not kept, since the weights are others" in said
 
 
 def test_checkpoints_are_enough_to_evaluate(evaluate, tmp_path, task):

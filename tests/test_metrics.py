@@ -50,7 +50,7 @@ def test_absent_classes_do_not_count():
 
 def test_worst_k_is_the_mean_of_a_tenth_of_the_classes_and_of_two_at_least():
     accuracy = np.arange(100) / 100
-    summary = metrics.summarize([100] * 100, 100 * accuracy)
+    summary = metrics.summarize([100] * 100, np.arange(100))
     assert summary["worst_k"] == pytest.approx(accuracy[:10].mean())
     assert metrics.summarize([10] * 4, [1, 2, 3, 4])["worst_k"] == pytest.approx(0.15)
     assert metrics.summarize([10, 0], [3, 0])["worst_k"] == 0.3

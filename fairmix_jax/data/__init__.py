@@ -91,8 +91,6 @@ def _from_file(path: Path) -> Dataset:
 def require_sound(dataset: Dataset) -> None:
     """Raises a `ValueError` unless classes have names, and images are pixels with a label each."""
     names = dataset.class_names
-    if not (all(isinstance(n, str) for n in names) and len({*names}) == len(names) > 1):
-        raise ValueError(f"class_names {names} are not two or more different texts")
     for images, labels in dataset[:2]:
         is_scaled = images.dtype == np.float32 and 0 <= images.min() <= images.max() <= 1
         are_pixels = images.ndim == 4 and (images.dtype == np.uint8 or is_scaled)
@@ -101,6 +99,8 @@ def require_sound(dataset: Dataset) -> None:
             raise ValueError(f"images {images.dtype} {images.shape}, labels {labels.shape}")
         if labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() < len(names):
             raise ValueError("a label has no class name")
+    if not (all(isinstance(n, str) for n in names) and len({*names}) == len(names) > 1):
+        raise ValueError(f"class_names {names} are not two or more different texts")
 
 
 def stratified_split(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:

@@ -413,3 +413,13 @@ def test_a_log_of_training_that_has_changed_is_said_to_have(tmp_path):
         with console.capture() as told:
             runs.find(tmp_path / folder)
         assert "training left it" not in told.get()
+
+
+@pytest.mark.parametrize("what", ["folder", "dead link"])
+def test_what_is_no_file_in_place_of_an_evaluation_is_said(what, study):
+    """The other runs would make another report without a word."""
+    path = study / "none1" / "evaluation.json"
+    path.unlink()
+    path.mkdir() if what == "folder" else path.symlink_to(study / "nowhere")
+    with pytest.raises(UsageError, match=r"none1/evaluation.json is damaged: it is no file"):
+        runs.find(study)

@@ -82,7 +82,7 @@ def _folders(path: Path) -> Iterator[tuple[Path, set[str]]]:
         place = os.path.realpath(folder)
         below[:] = [] if place in seen else sorted(below)
         if place not in seen:
-            yield Path(folder), set(names)
+            yield Path(folder), {*names, *below}  # a folder with the name of a file is damage
         seen.add(place)
 
 

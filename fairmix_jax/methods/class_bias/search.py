@@ -36,8 +36,8 @@ def class_bias(
     themselves. Equal objectives are told apart by the average. Where several intervals of a line
     are best, the present place is kept if it is in one, else the middle of the widest is taken.
 
-    A turn of the search takes about `K^2` sorts of `N` numbers. With 3,000 images of ten classes the
-    whole search took 1.4 s; hundreds of classes have not been tried.
+    A turn of the search takes about `K^2` sorts of `N` numbers. With 3,000 images of ten classes
+    the whole search took 1.4 s; hundreds of classes have not been tried.
 
     Args:
       table: `[N, K]`, of `margin_table`.

@@ -198,11 +198,11 @@ def final_sha256(workdir):
 
 
 def test_killed_at_a_random_moment_and_run_again_ends_in_the_same_state(tmp_path):
-    long = [*TINY, "--config.total_epochs=12"]
+    long = [*TINY, "--config.total_epochs=20"]  # so many that no machine is done before the kill
     assert launch(*long, f"--workdir={tmp_path / 'whole'}").returncode == 0
     parts = [*long, f"--workdir={tmp_path / 'parts'}"]
     process = start_and_wait_for_lines(
-        parts, tmp_path / "parts" / "metrics.jsonl", random.randint(1, 8)
+        parts, tmp_path / "parts" / "metrics.jsonl", random.randint(1, 6)
     )
     time.sleep(random.random() * 0.3)
     process.send_signal(signal.SIGKILL)
@@ -212,14 +212,14 @@ def test_killed_at_a_random_moment_and_run_again_ends_in_the_same_state(tmp_path
     assert launch(*parts).returncode == 0
     assert final_sha256(tmp_path / "parts") == final_sha256(tmp_path / "whole")
     lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 13))
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 21))
 
 
 def test_a_killed_sweep_goes_on_and_a_broken_member_does_not_stop_the_others(tmp_path):
     """The sweep of `digits_study` in small, one of its members with an unknown base."""
     members = [f"base.name={base},seed={seed}" for base in ("pgd_at", "nope") for seed in (0, 1)]
     sweep = [
-        *TINY, "--mode=sweep", f"--workdir={tmp_path}", "--config.total_epochs=6",
+        *TINY, "--mode=sweep", f"--workdir={tmp_path}", "--config.total_epochs=15",
         "--config.sweep=base.name=pgd_at,nope seed=0,1",
     ]  # fmt: skip
     process = start_and_wait_for_lines(sweep, tmp_path / members[1] / "metrics.jsonl", 2)

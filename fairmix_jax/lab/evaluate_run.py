@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-from collections import defaultdict
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,29 +14,23 @@ from safetensors import SafetensorError
 
 from fairmix_jax import classwise, data, export
 from fairmix_jax.classwise import image_verdicts
-from fairmix_jax.classwise.attack_names import UNION, parse
+from fairmix_jax.classwise.attack_names import parse
 from fairmix_jax.data import batches
 from fairmix_jax.export import model_card
+from fairmix_jax.lab import kept_results
 from fairmix_jax.lab.schema import as_plain
 from fairmix_jax.lab.workdir import holds_run, record, recorded
 from fairmix_jax.models.described import logits_partial, weights_template
 from fairmix_jax.runtime import VERSION, processes
 from fairmix_jax.runtime.console import console, working
 from fairmix_jax.runtime.errors import UsageError
-from fairmix_jax.runtime.json_files import read_json, write_json
+from fairmix_jax.runtime.json_files import write_json
 from fairmix_jax.runtime.provenance import provenance
 from fairmix_jax.training import assembly
 from fairmix_jax.training.checkpoints import digest, stored_weights
 from fairmix_jax.training.settings import Settings
 from fairmix_jax.training.task import Task
 from fairmix_jax.types import CalibrationData, Weights
-
-_READ = {
-    "any": ("weights", "num_examples"), "clean": (), "fgsm": ("num_restarts",),
-    "mifgsm": ("num_restarts",), "pgd": ("num_restarts", "step_size"),
-    "ensemble": ("search_dtype", "masking", "save_adversarial"),
-}  # fmt: skip
-"""The settings that an attack of a kind reads; those of any choose weights and images."""
 
 
 def run(settings: Settings, task: Task, directory: Path) -> dict[str, Any]:
@@ -63,12 +56,7 @@ def run(settings: Settings, task: Task, directory: Path) -> dict[str, Any]:
         record(directory)
     rows = data.balanced_rows(task.dataset.test.labels, given.num_examples)
     images, labels = task.dataset.test.take(rows)
-    identity = {
-        "weights_sha256": digest(weights),
-        "images_sha256": image_verdicts.fingerprint(labels, batches.as_float(images)),
-        "threat": {"norm": task.threat.norm, "epsilon": task.threat.epsilon},
-        "version": VERSION,
-    }
+    identity = kept_results.identity(digest(weights), images, labels, task.threat)
     apply_fn, search = task.model.apply, None
     if given.search_dtype != "float32":
         search = logits_partial(apply_fn, weights, jnp.dtype(given.search_dtype))
@@ -76,7 +64,7 @@ def run(settings: Settings, task: Task, directory: Path) -> dict[str, Any]:
         logits_partial(apply_fn, weights), images, labels,
         class_names=task.dataset.class_names, threat=task.threat,
         settings=dataclasses.replace(given, seed=settings.seed), rows=rows, search=search,
-        directory=directory, known=_kept(directory, identity, as_plain(given)),
+        directory=directory, known=kept_results.kept(directory, identity, as_plain(given)),
     )  # fmt: skip
     evaluation = {
         "schema": 1, "dataset": settings.data.name, "weights": given.weights, **found, **identity,
@@ -92,46 +80,11 @@ def run(settings: Settings, task: Task, directory: Path) -> dict[str, Any]:
 
 def has_all(directory: Path, settings: Mapping[str, Any], calibration: Mapping[str, Any]) -> bool:
     """Whether the evaluation there was done with these settings and has all of their attacks."""
-    found, asked = _earlier(directory / "evaluation.json"), json.loads(json.dumps(settings))
+    found, asked = kept_results.earlier(directory), json.loads(json.dumps(settings))
     is_same = found["settings"] | {"attacks": asked["attacks"]} == asked
     calibrated = {"name": "none"} | found.get("calibration", {})
     is_same &= calibrated | calibration == calibrated
     return is_same and {choice.name for choice in parse(asked["attacks"])} <= set(found["attacks"])
-
-
-def _kept(
-    directory: Path, identity: Mapping[str, Any], settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The `attacks` and the `curve` of the evaluation there that hold for this one.
-
-    They do if the fields of `identity` are the same there, and so are the settings that the attack
-    reads, unless they ask for less now. Says what is kept, and what is not, and why.
-    """
-    path = directory / "evaluation.json"
-    found = _earlier(path)
-    other = {f for f, value in settings.items() if found["settings"].get(f) != value is not False}
-    differing = {k: [f"evaluate.{f}" for f in fs if f in other] for k, fs in _READ.items()}
-    if everywhere := [name for name in identity if found.get(name) != identity[name]]:
-        everywhere = [*differing["any"], *everywhere]
-    held, names = {}, defaultdict(list)
-    no_curve = everywhere or differing["pgd"]
-    if no_curve and "curve" in found:
-        names[no_curve[0]].append("curve")
-    for name, result in found["attacks"].items():
-        if name != UNION:
-            why = (everywhere or differing[parse(name)[0].kind] or [""])[0]
-            names[why].append(name)
-            held |= {} if why else {name: result}
-    for why, chosen in names.items():
-        which = {"weights_sha256": "the weights", "images_sha256": "the images"}.get(why, why)
-        verb = "are others" if which != why else "is another"
-        end = f"not kept, since {which} {verb}" if why else "kept; delete it to attack again"
-        console.print(f"{path}: {', '.join(chosen)}: {end}")
-    return {"attacks": held, "curve": None if no_curve else found.get("curve")}
-
-
-def _earlier(path: Path) -> dict[str, Any]:
-    return {"attacks": {}, "settings": {}} | (read_json(path, is_remade=True) or {})
 
 
 def save_foreign(

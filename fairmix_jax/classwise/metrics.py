@@ -72,6 +72,18 @@ def summarize(class_total: ArrayLike, class_correct: ArrayLike) -> dict[str, flo
     }
 
 
+def gini(class_total: ArrayLike, class_correct: ArrayLike) -> float:
+    """Returns the Gini coefficient of the accuracies of classes with examples, in [0, 1).
+
+    It is the mean distance between the accuracies of two classes, drawn with replacement, over
+    twice their mean: 0 where all are equal, also at 0. Takes and raises as `summarize`.
+    """
+    total, correct = class_counts(class_total, class_correct)
+    accuracy = correct[total > 0] / total[total > 0]
+    distance = np.abs(accuracy[:, None] - accuracy).mean()
+    return float(distance / (2 * accuracy.mean())) if distance else 0.0
+
+
 def is_balanced(class_total: ArrayLike) -> bool:
     """Returns whether all classes that have examples have equally many."""
     return len(set(np.asarray(class_total).tolist()) - {0}) <= 1

@@ -71,7 +71,7 @@ def _run(argv: Sequence[str]) -> None:
     if _CACHE.value and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         _keep_programs_in(Path(_CACHE.value).expanduser())
     mode, workdir = _MODE.value, _workdir()
-    if mode in ("report", "benchmark", "compile"):
+    if mode in ("report", "benchmark", "compile", "audit"):
         require_writable(workdir)
         if _BACKEND.value != "local":
             console.print(f"--backend={_BACKEND.value} is for runs; --mode={mode} is done here")
@@ -84,7 +84,7 @@ def _run(argv: Sequence[str]) -> None:
 
         report.write(workdir, [Path(path) for path in argv[1:]] or [workdir])
         return
-    if len(argv) > 1:
+    if len(argv) > 1 and mode != "audit":
         raise UsageError(f"argument {argv[1]!r} is not understood; flags start with --")
     if _CONFIG.value is None:
         raise UsageError("--config is missing; give --config=NAME, see `fairmix configs`")
@@ -102,6 +102,10 @@ def _run(argv: Sequence[str]) -> None:
         from fairmix_jax.lab.compile import pod_programs
 
         pod_programs.run(_CONFIG.value, workdir)
+    elif mode == "audit":
+        from fairmix_jax.lab import audit
+
+        audit.run(_CONFIG.value, argv[1:], workdir)
     else:
         _train(workdir)
 

@@ -61,12 +61,25 @@ class Study:
 
 
 @dataclasses.dataclass(frozen=True)
+class Audit:
+    """`--mode=audit`: models that were trained elsewhere, on one test set."""
+
+    fit_fraction: float = declared(
+        0.5, "part of the test images that fits a calibration and tests nothing", above=0, below=1
+    )
+    published: str = declared(
+        "", "folder with RobustBench's `NAME.json` of models, to compare with"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Config(Settings):
     """Every field of a config."""
 
     report: Literal["classes", "gaussian"] = declared("classes", "subject of the report")
     sweep: str = declared("", "runs to make instead of one: `field=value,value field=value,value`")
     study: Study = Study()
+    audit: Audit = Audit()
     benchmark: Benchmark = Benchmark()
     compile: Compile = Compile()
     launch: Launch = Launch()

@@ -2,7 +2,8 @@
 
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def _do_runs(
                 to_come = [n for n in to_come if states[n]["status"] != "done"]
             console.print(f"[{number}/{len(runs)}] {name}{_time_left(states, len(to_come))}")
             on_change(name, {"status": "running"})
-        try:
+        with surviving(folder, partial(on_change, name)):
             own = config_lib.override(config, changes)
             if load is not None:
                 ended = [directory / n for n in states if states[n]["status"] == "done"]
@@ -118,15 +119,25 @@ def _do_runs(
                 on_change(name, {"status": "done"})
             elif not (with_training and is_stopped):
                 requests.append(engines.request(name, folder, with_training, own.total_epochs))
-        except Exception as error:  # whatever it is, the other runs are not to blame
-            is_everywhere = isinstance(error, (UsageError, FloatingPointError))
-            if not (is_everywhere or processes.is_agreed(error)):
-                raise  # of this process only: the others are waiting for it in vain
-            on_change(name, processes.from_main(partial(_failed, folder, error)))
     if engine and requests:
         engine(requests, directory, config_lib.settings(config).launch, on_change)
         _require_ended(states)
     return states
+
+
+@contextmanager
+def surviving(folder: Path, on_failure: Callable[[dict[str, Any]], None]) -> Generator[None]:
+    """Hands on the failure of a run as its entry in `sweep.json`, so that others go on.
+
+    The traceback is in `error.txt` in its folder.
+    """
+    try:
+        yield
+    except Exception as error:  # whatever it is, the other runs are not to blame
+        is_everywhere = isinstance(error, (UsageError, FloatingPointError))
+        if not (is_everywhere or processes.is_agreed(error)):
+            raise  # of this process only: the others are waiting for it in vain
+        on_failure(processes.from_main(partial(_failed, folder, error)))
 
 
 def _require_ended(states: Mapping[str, dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from fairmix_jax.runtime.tables import Table, rich_table
 MODES = {
     "train": "train, evaluate and report; run again in the same workdir it goes on",
     "evaluate": "attack what is trained further, or evaluate another model",
+    "audit": "evaluate the models that follow, which were trained elsewhere",
     "sweep": "the same for every run of `config.sweep`, then compare them",
     "report": "compare the runs in the folders that follow",
     "benchmark": "time training steps and attacks",

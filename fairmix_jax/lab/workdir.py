@@ -24,7 +24,7 @@ from fairmix_jax.runtime.provenance import provenance
 
 UNREAD_BY_TRAINING = (
     "evaluate.", "calibration.", "checkpoint.", "sweep", "report", "benchmark.", "compile.",
-    "launch.",
+    "launch.", "audit.",
 )  # fmt: skip
 _MAY_CHANGE = (*UNREAD_BY_TRAINING, "data.dir", "num_devices")  # the same data, moved
 

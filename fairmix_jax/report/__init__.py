@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from fairmix_jax.report import chart_rows, differences, headlines, page, runs, tables
+from fairmix_jax.report import audited, chart_rows, differences, headlines, page, runs, tables
 from fairmix_jax.report.comparable import Comparable, comparable
 from fairmix_jax.report.runs import Run, find
 from fairmix_jax.runtime.console import console, printable, working
@@ -55,7 +55,7 @@ def _panel(one: Comparable, study: Mapping[str, Any]) -> page.Panel:
     found = headlines.headlines(one)
     compared = differences.against_first(one)
     checked = differences.checked_predictions(one, study)
-    shown = [headlines.table(one, found)]
+    shown = [headlines.table(one, found), *audited.tables(one)]
     shown += [differences.table(compared, is_aside=bool(checked))] if compared else []
     shown += [differences.predictions_table(checked)] if checked else []
     shown += [tables.classes(one, study), *tables.confidence(one), *tables.training(one)]

@@ -15,7 +15,7 @@ from fairmix_jax.runtime.errors import UsageError
 
 _NOT_A_METHOD = (
     "seed", "num_devices", "sweep", "report", "data.dir", "data.draw", "checkpoint.", "evaluate.",
-    "benchmark.", "compile.", "launch.", "study.",
+    "benchmark.", "compile.", "launch.", "study.", "audit.",
 )  # fmt: skip
 _AXES = ("rule", "mixing", "averaging", "calibration")
 _EVALUATED_WITH = ("step_size", "num_restarts", "search_dtype")

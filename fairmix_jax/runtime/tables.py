@@ -16,6 +16,7 @@ MISSING = "–"
 TEXT_COLUMNS = (
     "attack", "class", "method", "verdict", "passed", "finding", "reason", "pushed into",
     "most in class", "prediction", "statistic", "claim", "field", "default", "values", "meaning",
+    "model", "worst class of how many",
 )  # fmt: skip
 """Headings of columns that hold words, not numbers."""
 

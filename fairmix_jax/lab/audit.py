@@ -1,0 +1,219 @@
+"""Models that were trained elsewhere, class by class on one test set, in one report."""
+
+import dataclasses
+import json
+import runpy
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from ml_collections import ConfigDict
+
+from fairmix_jax import classwise, data, export, report
+from fairmix_jax.data import batches
+from fairmix_jax.lab import config as config_lib
+from fairmix_jax.lab import kept_results, sweeps, workdir
+from fairmix_jax.lab.evaluate_run import save_foreign
+from fairmix_jax.lab.schema import Config, as_plain
+from fairmix_jax.methods import class_bias
+from fairmix_jax.models.described import build_model, logits_partial, weights_template
+from fairmix_jax.runtime.console import console, working
+from fairmix_jax.runtime.errors import RunsFailed, UsageError, refused
+from fairmix_jax.runtime.json_files import write_json
+from fairmix_jax.runtime.sealed import digest
+from fairmix_jax.training.task import Task, build
+from fairmix_jax.types import LogitsFn
+
+_PUBLISHED = ("clean_acc", "autoattack_acc")
+_PROBED = 64
+
+
+class _Guest(NamedTuple):
+    """A model of somebody else's."""
+
+    logits_fn: Partial
+    sha256: str  # of its weights, or of its logits of a few images
+    zoo_name: str = ""  # in RobustBench, if its card has one
+
+
+def run(config: ConfigDict, models: Sequence[str], directory: Path) -> None:
+    """Evaluates models, each in a folder of its own in `directory`, and reports them together.
+
+    With `calibration.name=class_bias` each is evaluated as it is and with biases. Those are fitted
+    on a part of the test images, since models of others have mostly seen the training images; all
+    models are tested on the rest. A model that fails does not stop the others. What was evaluated
+    before is kept where model, images and settings are the same, so that the same command goes on.
+
+    Args:
+      models: `FILE.safetensors`, an exported or imported model with its card beside it, or
+        `FILE.py:NAME`, a function without arguments that returns a function from images
+        `[B, H, W, C]` in the data's bounds to logits `[B, K]`. A model is named by its file, a
+        `model.safetensors` by its folder.
+
+    Raises:
+      UsageError: there is no model, two have the same name, or the config or data do not fit.
+      RunsFailed: some models failed; raised once the rest is done.
+    """
+    settings = config_lib.settings(config)
+    named = _named(models)
+    if settings.calibration.name not in ("none", "class_bias"):
+        raise UsageError(
+            f"calibration.name={settings.calibration.name!r} changes a network's weights, which an "
+            "audit does not; give none or class_bias"
+        )
+    task = build(settings)
+    published = _published(settings.audit.published)
+    states: dict[str, dict[str, Any]] = {name: {"status": "waiting"} for name in named}
+
+    def on_change(name: str, state: dict[str, Any]) -> None:
+        states[name] = state
+        write_json(directory / "sweep.json", {"members": states})
+
+    with workdir.held(directory):
+        workdir.claim(directory, config)
+        for number, (name, source) in enumerate(named.items(), start=1):
+            console.print(f"[{number}/{len(named)}] {name}")
+            on_change(name, {"status": "running"})
+            with sweeps.surviving(directory / name, partial(on_change, name)):
+                start = time.monotonic()
+                _evaluate(source, name, settings, task, directory, published)
+                took = round(time.monotonic() - start, 1)
+                (directory / name / "error.txt").unlink(missing_ok=True)
+                on_change(name, {"status": "done", "seconds": took})
+        workdir.record(directory)
+        done = [name for name in named if states[name]["status"] == "done"]
+        folders = [directory / name for name in done]
+        folders += [f for f in map(_calibrated, folders) if settings.calibration.name != "none"]
+        if folders:
+            report.write(directory, folders, alone=True)
+    if failed := [name for name in named if name not in done]:
+        raise RunsFailed(
+            f"{len(failed)} of {len(named)} models failed: {failed[0]}: "
+            f"{states[failed[0]]['error']} (all in {directory / 'sweep.json'})"
+        )
+
+
+def _named(models: Sequence[str]) -> dict[str, str]:
+    """The models by their names."""
+    if not models:
+        raise UsageError(
+            "--mode=audit names no model; let FILE.safetensors or FILE.py:NAME follow the flags"
+        )
+    found = dict[str, str]()
+    for source in models:
+        path, _, function = source.partition(".py:")
+        own = Path(path)
+        name = function or (own.resolve().parent.name if own.stem == "model" else own.stem)
+        if not (function or own.suffix == ".safetensors"):
+            raise UsageError(f"model {source!r} is no FILE.safetensors and no FILE.py:NAME")
+        if not Path(f"{path}.py" if function else path).is_file():
+            raise UsageError(f"model {source!r} does not exist; give another file")
+        if name in found:
+            raise UsageError(f"two models are named {name!r}; rename {source!r} or its folder")
+        found[name] = source
+    return found
+
+
+def _evaluate(
+    source: str, name: str, settings: Config, task: Task, directory: Path,
+    published: Mapping[str, Mapping[str, float]],
+) -> None:  # fmt: skip
+    """Evaluates a model as it is, and with biases where a calibration is chosen."""
+    test, chosen, folder = task.dataset.test, settings.calibration, directory / name
+    guest = _guest(source, task)
+    audit = {"model": name, "published": published.get(guest.zoo_name or name, {})}
+    tested, fitted_on = np.arange(len(test.labels)), np.arange(0)
+    if chosen.name != "none":
+        tested, fitted_on = data.stratified_split(test.labels, settings.audit.fit_fraction)
+    rows = tested[data.balanced_rows(test.labels[tested], settings.evaluate.num_examples)]
+    _judge(guest, folder, rows, settings, task, {"method": name, "audit": audit})
+    if chosen.name == "none":
+        return
+    folder, (images, labels) = _calibrated(folder), test.take(fitted_on)
+    with working(f"calibration {chosen.name}: {len(labels):,} test images, not tested on"):
+        fit = class_bias.calibrate(
+            guest.logits_fn, batches.as_float(images), labels, threat=task.threat,
+            seed=settings.seed, index=fitted_on, workdir=folder / "calibration",
+            **chosen.arguments,
+        )  # fmt: skip
+    facts = as_plain(chosen) | {"offsets": fit.offsets.tolist(), "factor": fit.factor}
+    moved = _Guest(class_bias.with_bias(guest.logits_fn, fit), digest((guest.sha256, fit.offsets)))
+    facts = {"method": f"{name}, {chosen.name}", "audit": audit, "calibration": facts}
+    _judge(moved, folder, rows, settings, task, facts)
+
+
+def _calibrated(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-class_bias")
+
+
+def _judge(
+    guest: _Guest, folder: Path, rows: np.ndarray, settings: Config, task: Task,
+    facts: dict[str, Any],
+) -> None:  # fmt: skip
+    """Evaluates a model on rows of the test set, but for what is known, and writes the result."""
+    images, labels = task.dataset.test.take(rows)
+    identity = kept_results.identity(guest.sha256, images, labels, task.threat)
+    given = dataclasses.replace(settings.evaluate, seed=settings.seed)
+    found = classwise.evaluate(
+        guest.logits_fn, images, labels, class_names=task.dataset.class_names, threat=task.threat,
+        settings=given, rows=rows, directory=folder,
+        known=kept_results.kept(folder, identity, as_plain(settings.evaluate)),
+    )  # fmt: skip
+    names = found["settings"]["attacks"]
+    found |= identity | {"settings": as_plain(settings.evaluate) | {"attacks": names}} | facts
+    save_foreign(
+        folder, found, method=facts["method"], dataset=settings.data.name, seed=settings.seed
+    )
+
+
+def _guest(source: str, task: Task) -> _Guest:
+    """The model that a text names, if it has the data's classes and images."""
+    path, _, function = source.partition(".py:")
+    if function:
+        logits_fn = Partial(_made(Path(f"{path}.py"), function))
+        images = jnp.asarray(batches.as_float(task.dataset.test.images[:_PROBED]))
+        with refused(f"{source} does not take images of shape {images.shape}"):
+            return _Guest(logits_fn, digest(logits_fn(images)))
+    try:
+        card = export.read_card(source)
+        for field in ("image_shape", "classes"):
+            if card[field] != task.model_card[field]:
+                raise ValueError(
+                    f"its {field} is {card[field]}, the data's {task.model_card[field]}"
+                )
+        model = build_model(card)
+        weights = export.read_weights(source, weights_template(model))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{source!r} cannot be audited: {error}") from error
+    zoo_name = str(card.get("source", {}).get("zoo", "")).rpartition("/")[2]
+    return _Guest(logits_partial(model.apply, weights), digest(weights), zoo_name)
+
+
+def _made(path: Path, function: str) -> LogitsFn:
+    """What a function in a user's file returns; the file may import others beside it."""
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        with refused(f"{path}:{function} cannot be called", "see error.txt in its folder"):
+            return runpy.run_path(str(path), run_name=path.stem)[function]()
+    finally:
+        sys.path.remove(folder)
+
+
+def _published(folder: str) -> dict[str, dict[str, float]]:
+    """Accuracies that RobustBench publishes, by the names of models; it has them in %."""
+    path, found = Path(folder).expanduser(), dict[str, dict[str, float]]()
+    if folder and not path.is_dir():
+        raise UsageError(f"audit.published={folder!r} is no folder; give one with NAME.json in it")
+    for file in sorted(path.glob("*.json")) if folder else ():
+        with refused(f"audit.published: {str(file)!r} is no model's JSON"):
+            content = json.loads(file.read_text())
+            known = {name: content[name] for name in _PUBLISHED if content.get(name)}
+            found[file.stem] = {name: float(value) / 100 for name, value in known.items()}
+    return found

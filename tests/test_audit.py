@@ -1,0 +1,211 @@
+"""Models of others: one command evaluates a list of them, goes on where it was, and reports."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+from scipy import stats
+
+from fairmix_jax import classwise, data, export
+from fairmix_jax.classwise import metrics
+from fairmix_jax.data import batches, digits
+from fairmix_jax.lab import audit
+from fairmix_jax.lab import config as config_lib
+from fairmix_jax.lab.configs.digits import get_config
+from fairmix_jax.models.described import build_model
+from fairmix_jax.report import audited
+from fairmix_jax.runtime.errors import RunsFailed, UsageError
+from fairmix_jax.types import Weights
+
+GUESTS = """
+import jax.numpy as jnp
+from flax import nnx
+from beside import FACTOR
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(64, 10, rngs=rngs)
+
+    def __call__(self, images):
+        return FACTOR * self.layer(images.reshape(len(images), -1))
+
+
+def nnx_net():
+    return Net(nnx.Rngs(0))
+
+
+def nine_classes():
+    return lambda images: jnp.zeros((len(images), 9))
+
+
+def broken():
+    raise RuntimeError("no weights here")
+"""
+
+
+@pytest.fixture(scope="module")
+def guests(tmp_path_factory):
+    """Sources of models: two exported ones, and functions in a file."""
+    folder = tmp_path_factory.mktemp("guests")
+    card = {"image_shape": [8, 8, 1], "classes": list(digits.make().class_names)}
+    card |= {"mean": [0.3], "std": [0.4], "model": {"name": "linear"}}
+    facts = {"dataset": "digits", "threat": {"norm": "linf", "epsilon": 0.2}, "weights": "last"}
+    for number, name in enumerate(("first", "second")):
+        own = card | {"source": {"zoo": f"cifar10/Linf/Zoo{number}"}}
+        weights = Weights(*build_model(own).init(jax.random.key(number)))  # of zeros
+        rng = np.random.default_rng(number)
+        weights = jax.tree.map(
+            lambda w, rng=rng: rng.normal(0, 0.3, w.shape).astype(np.float32), weights
+        )
+        export.save_model(folder / name, weights, own, facts)
+    (folder / "beside.py").write_text("FACTOR = 2.0\n")
+    (folder / "own.py").write_text(GUESTS)
+    return folder
+
+
+def settings(**changes):
+    config = get_config("smoke")
+    quick = {"evaluate.attacks": "clean,pgd2", "evaluate.num_examples": 100, "attack.epsilon": 0.1}
+    with config.unlocked():
+        config.update_from_flattened_dict(quick | changes)
+    return config
+
+
+def read(folder, name):
+    return json.loads((folder / name / "evaluation.json").read_text())
+
+
+def test_each_model_is_what_evaluate_finds_and_failing_ones_stop_no_other(guests, tmp_path):
+    zoo = tmp_path / "zoo"
+    zoo.mkdir()
+    (zoo / "Zoo1.json").write_text('{"clean_acc": "12.5", "autoattack_acc": "6.25"}')
+    (zoo / "nnx_net.json").write_text('{"clean_acc": 50, "name": "x"}')
+    models = [f"{guests}/first/model.safetensors", f"{guests}/own.py:broken"]
+    models += [f"{guests}/own.py:nnx_net", f"{guests}/second", f"{guests}/own.py:nine_classes"]
+    models[3] += "/model.safetensors"
+    config = settings(**{"audit.published": str(zoo)})
+    with pytest.raises(RunsFailed, match=r"2 of 5 models failed: broken: .*no weights here"):
+        audit.run(config, models, tmp_path / "audit")
+    states = json.loads((tmp_path / "audit" / "sweep.json").read_text())["members"]
+    assert [state["status"] for state in states.values()] == [
+        "done", "failed", "done", "done", "failed"
+    ]  # fmt: skip
+    assert "9" in states["nine_classes"]["error"]
+    assert "RuntimeError" in (tmp_path / "audit" / "broken" / "error.txt").read_text()
+
+    test = digits.make().test
+    rows = data.balanced_rows(test.labels, 100)
+    logits_fn, _ = export.load_model(guests / "second")
+    again = classwise.evaluate(
+        logits_fn, *test.take(rows), class_names=digits.make().class_names, rows=rows,
+        threat=audit.build(config_lib.settings(config)).threat,
+        settings=classwise.Settings(attacks="clean,pgd2", seed=config.seed),
+    )  # fmt: skip
+    found = read(tmp_path / "audit", "second")
+    for name in ("clean", "pgd2"):
+        assert found["attacks"][name]["verdicts"] == again["attacks"][name]["verdicts"]
+    assert found["audit"]["published"] == {"clean_acc": 0.125, "autoattack_acc": 0.0625}
+    table = (tmp_path / "audit" / "report" / "table.md").read_text()
+    overall = f"{100 * again['attacks']['clean']['overall']:.1f}"
+    assert f"| clean | second | {overall} | 12.5 |" in table
+    assert "| clean | first | " in table and "calibrated" not in table
+    assert "broken: failed: " in table
+
+
+def test_a_calibrated_model_is_tested_on_images_that_did_not_choose_its_biases(guests, tmp_path):
+    chosen = {"calibration.name": "class_bias", "evaluate.num_examples": 0}
+    config = settings(**chosen | {"audit.fit_fraction": 0.4})
+    config.calibration.num_steps = 2
+    models = [f"{guests}/first/model.safetensors"]
+    audit.run(config, models, tmp_path)
+    before, after = (read(tmp_path, name) for name in ("first", "first-class_bias"))
+    labels = digits.make().test.labels
+    tested, _ = data.stratified_split(labels, 0.4)
+    with np.load(tmp_path / "first-class_bias" / "attacks" / "pgd2" / "verdicts.npz") as stored:
+        assert sorted(stored["row"]) == tested.tolist()
+    totals = np.bincount(labels[tested], minlength=10).tolist()
+    assert before["attacks"]["clean"]["class_total"] == totals
+    assert after["attacks"]["clean"]["class_total"] == totals
+    assert np.any(after["calibration"]["offsets"])
+
+    logits_fn, _ = export.load_model(guests / "first")
+    images = batches.as_float(digits.make().test.images[tested])
+    predicted = np.argmax(
+        np.asarray(logits_fn(images)) + np.array(after["calibration"]["offsets"]), axis=1
+    )
+    right = np.bincount(labels[tested][predicted == labels[tested]], minlength=10)
+    assert after["attacks"]["clean"]["class_correct"] == right.tolist()
+    table = (tmp_path / "report" / "table.md").read_text()
+    assert "calibrated worst class" in table and "first, class_bias" in table
+
+
+def test_killed_in_the_middle_it_goes_on(guests, tmp_path):
+    command = [
+        sys.executable, "launch.py", "--mode=audit", "--config=configs/digits.py:smoke",
+        f"--workdir={tmp_path}", "--config.evaluate.attacks=clean,pgd3",
+        "--config.evaluate.num_examples=100", f"{guests}/first/model.safetensors",
+        f"{guests}/own.py:nnx_net", f"{guests}/second/model.safetensors",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "first" / "evaluation.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "second" / "evaluation.json").exists()
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "clean, pgd3: kept" in result.stdout.replace("\n", " ")
+    states = json.loads((tmp_path / "sweep.json").read_text())["members"]
+    assert {state["status"] for state in states.values()} == {"done"}
+    assert (tmp_path / "report" / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    "models, message",
+    [
+        ([], "names no model"),
+        (["{guests}/nowhere.safetensors"], "does not exist"),
+        (["{guests}/own.py"], "is no FILE.safetensors and no FILE.py:NAME"),
+        (["{guests}/first/model.safetensors"] * 2, "two models are named 'first'"),
+    ],
+)
+def test_a_wrong_list_writes_nothing(models, message, guests, tmp_path):
+    models = [model.format(guests=guests) for model in models]
+    with pytest.raises(UsageError, match=message):
+        audit.run(settings(), models, tmp_path / "audit")
+    for wrong in ({"calibration.name": "head_norm"}, {"audit.published": "/nowhere"}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            audit.run(settings(**wrong), [f"{guests}/own.py:nnx_net"], tmp_path / "audit")
+    assert not list(tmp_path.iterdir())
+
+
+def test_gini_is_that_of_the_sorted_list_and_0_where_all_are_equal():
+    total, correct = [4, 5, 10, 0], [1, 4, 3, 0]
+    values = np.sort(np.divide(correct[:3], total[:3]))
+    ranks = np.arange(1, 4)  # the other usual form of the coefficient
+    expected = 2 * (ranks * values).sum() / (3 * values.sum()) - 4 / 3
+    assert metrics.gini(total, correct) == pytest.approx(expected)
+    assert metrics.gini([3, 3], [0, 0]) == 0 == metrics.gini([2, 4], [1, 2])
+
+
+def test_over_models_counts_worst_classes_and_ranks():
+    def one(worst, average, lowest):
+        before = dict.fromkeys(("average", "overall", "gap", "gini"), average)
+        return audited._Audited(np.nan, worst, before | {"worst_class": lowest}, {})
+
+    every = [("cat", 0.5, 0.1), ("dog", 0.6, 0.3), ("cat", 0.7, 0.2), ("cat", 0.8, 0.4)]
+    models = {str(n): one(*values) for n, values in enumerate(every)}
+    (row,) = audited._over_models({"clean": models}).rows
+    rho = stats.spearmanr([e[1] for e in every], [e[2] for e in every]).statistic
+    assert row == ["clean", "4", "cat 3, dog 1", f"{rho:+.2f}", "–", "–"]
+    models.pop("0")
+    assert audited._over_models({"clean": models}).rows[0][3] == "–"

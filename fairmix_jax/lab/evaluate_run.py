@@ -59,6 +59,13 @@ def run(settings: Settings, task: Task, directory: Path) -> dict[str, Any]:
         own = {name: getattr(settings.data, name) for name in ("name", "num_train", "val_fraction")}
         facts = facts | {"data": own}
     weights, facts = after_calibration(settings, task, directory, weights, facts)
+    before = _earlier(directory / "evaluation.json").get("calibration")
+    if before and "calibration" not in facts:
+        console.print(
+            f"{directory}: calibration.name=none replaces the exported model and the evaluation, "
+            f"which were calibrated by {before['name']}, by those of the weights as trained; add "
+            f"--config.calibration.name={before['name']} to have the calibration back"
+        )
     if given.weights.endswith(".safetensors") or not recorded(directory):
         record(directory)
     rows = data.balanced_rows(task.dataset.test.labels, given.num_examples)
@@ -124,8 +131,8 @@ def _kept(
             held |= {} if why else {name: result}
     for why, chosen in names.items():
         which = {"weights_sha256": "the weights", "images_sha256": "the images"}.get(why, why)
-        verb = "are others" if which != why else "is another"
-        end = f"not kept, since {which} {verb}" if why else "kept; delete it to attack again"
+        verb = "have" if which != why else "has"
+        end = f"not kept, since {which} {verb} changed" if why else "kept; delete the file to redo"
         console.print(f"{path}: {', '.join(chosen)}: {end}")
     return {"attacks": held, "curve": None if no_curve else found.get("curve")}
 

@@ -65,7 +65,7 @@ def test_attacks_are_added_and_all_follows_from_those_then_there(evaluate, tmp_p
     first, *_ = evaluate("clean,pgd2")
     found, attacked, said = evaluate("pgd3,fgsm")
     assert attacked == ["pgd3", "fgsm"]
-    assert "evaluation.json: clean, pgd2: kept" in said and "delete it" in said
+    assert "evaluation.json: clean, pgd2: kept" in said and "delete the file to redo" in said
     assert list(found["attacks"]) == ["clean", "pgd2", "pgd3", "fgsm", "union"]
     assert found["settings"]["attacks"] == "clean,pgd2,pgd3,fgsm"
     assert found["attacks"]["pgd2"] == first["attacks"]["pgd2"]

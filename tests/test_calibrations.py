@@ -107,6 +107,20 @@ def test_class_bias_changes_the_last_bias_only_and_raises_its_worst_class(traine
     assert again["weights_sha256"] == plain["weights_sha256"] and "calibration" not in again
 
 
+def test_an_evaluation_without_the_calibration_says_that_it_undoes_it(trained, capsys):
+    evaluated(trained)
+    evaluated(trained, name="class_bias", t=0.5, num_steps=2)
+    capsys.readouterr()
+    evaluated(trained)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("calibration.name=none replaces the exported model and the evaluation") == 1
+    assert "add --config.calibration.name=class_bias to have the calibration back" in said
+    evaluated(trained)
+    evaluated(trained, name="class_bias", t=0.5, num_steps=2)
+    evaluated(trained, name="class_bias", t=0.5, num_steps=2)
+    assert "replaces" not in capsys.readouterr().out
+
+
 def test_with_t_0_the_weights_stay_bit_for_bit(trained):
     plain, found = evaluated(trained), evaluated(trained, name="class_bias", t=0.0, num_steps=1)
     assert found["weights_sha256"] == plain["weights_sha256"]

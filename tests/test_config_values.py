@@ -255,6 +255,13 @@ def test_the_values_of_a_sweep_are_checked(text, field):
         (["--config.total_epochs=1e3"], "--config.total_epochs=1e3: invalid literal for int()"),
         (["--config.optim.milestones=(0.5,'a')"], "optim.milestones=(0.5, 'a') has the wrong type"),
         (["--config.data.name=../../etc"], "data.name='../../etc' is not understood"),
+        (["--config.attack.epsilon=8/255"], "; give a decimal number, such as 0.0314 for 8/255"),
+        (["--config.attack.epsilon=8"], "attack.epsilon=8.0 is as wide as the range of pixels, 0"),
+        (
+            ["--config.rule.slope=1", "--config.rule.name=cfol"],
+            "--config.rule.slope=1 names no config field; rule.name=cfol takes gamma, "
+            "learning_rate, by; ",
+        ),
     ],
 )
 def test_a_command_ends_with_the_line(arguments, message, tmp_path):
@@ -311,6 +318,37 @@ def plain_settings(**changes):
 def test_settings_of_a_library_user_are_checked(changes, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         task.build(plain_settings(**changes))
+
+
+@pytest.mark.parametrize(
+    ("attack", "evaluate", "field"),
+    [
+        ({"epsilon": 8}, {}, "attack.epsilon=8 is"),
+        ({"epsilon": 1.0}, {}, "attack.epsilon=1.0 is"),
+        ({"step_size": 2}, {}, "attack.step_size=2 is"),
+        ({"epsilon": 0.2}, {"step_size": 2.0}, "evaluate.step_size=2.0 is"),
+        ({"epsilon": 0.2}, {"radii": (1, 8)}, "evaluate.radii=(1, 8) times attack.epsilon=0.2 is"),
+    ],
+)  # fmt: skip
+def test_no_perturbation_is_as_wide_as_the_pixels(attack, evaluate, field):
+    """As 8 for 8/255 is; under L2, and where data have no bounds, it may be right."""
+    given = dict(attack=settings.Attack(**attack), evaluate=settings.Evaluation(**evaluate))
+    with pytest.raises(UsageError, match=re.escape(field)) as raised:
+        task.build(plain_settings(**given))
+    message = str(raised.value)
+    assert "range of pixels, 0 to 1; give less (8/255 is 0.0314)" in message and "\n" not in message
+    unbounded = settings.Data("gaussian", arguments=registry.parameters("data", "gaussian"))
+    task.build(plain_settings(**given, data=unbounded, model=settings.Member("linear")))
+    given["attack"] = dataclasses.replace(given["attack"], norm="l2")
+    task.build(plain_settings(**given))
+
+
+def test_what_is_just_below_the_range_of_the_pixels_is_taken():
+    attack = settings.Attack(epsilon=0.99, step_size=0.99)
+    built = task.build(
+        plain_settings(attack=attack, evaluate=settings.Evaluation(radii=(0.5, 1.0)))
+    )
+    assert built.threat == ThreatModel("linf", 0.99) and ThreatModel("linf", 1.0).epsilon == 1.0
 
 
 def test_members_of_a_library_user_are_checked():

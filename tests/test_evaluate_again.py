@@ -65,7 +65,7 @@ def test_attacks_are_added_and_all_follows_from_those_then_there(evaluate, tmp_p
     first, *_ = evaluate("clean,pgd2")
     found, attacked, said = evaluate("pgd3,fgsm")
     assert attacked == ["pgd3", "fgsm"]
-    assert "evaluation.json: clean, pgd2: kept" in said and "delete it" in said
+    assert "evaluation.json: clean, pgd2: kept" in said and "delete the file to redo" in said
     assert list(found["attacks"]) == ["clean", "pgd2", "pgd3", "fgsm", "union"]
     assert found["settings"]["attacks"] == "clean,pgd2,pgd3,fgsm"
     assert found["attacks"]["pgd2"] == first["attacks"]["pgd2"]
@@ -114,7 +114,7 @@ def test_what_other_settings_contradict_is_dropped_and_said(changes, why, left, 
     kept = [name for name in found["attacks"] if name != "union"]
     assert kept == [*left, "pgd3"] and "pgd3" in attacked
     dropped = [name for name in ("clean", "pgd2", "fgsm") if name not in left]
-    assert f"{', '.join(dropped)}: not kept, since {why} is another" in said
+    assert f"{', '.join(dropped)}: not kept, since {why} has changed" in said
 
 
 def test_what_changes_no_number_drops_nothing(evaluate):
@@ -130,12 +130,12 @@ def test_other_weights_and_earlier_versions_are_evaluated_anew(evaluate, tmp_pat
     export.save_model(tmp_path, weights, task.model_card, facts)
     found, attacked, said = evaluate("clean")
     assert attacked == ["clean"] and list(found["attacks"]) == ["clean"]
-    assert "clean, pgd2: not kept, since the weights are others" in said
+    assert "clean, pgd2: not kept, since the weights have changed" in said
     for name in ("weights_sha256", "version", "checksum"):  # as earlier versions wrote it
         found.pop(name, None)
     (tmp_path / "again" / "evaluation.json").write_text(json.dumps(found))
     _, attacked, said = evaluate("clean")
-    assert attacked == ["clean"] and "clean: not kept, since the weights are others" in said
+    assert attacked == ["clean"] and "clean: not kept, since the weights have changed" in said
 
 
 def test_checkpoints_are_enough_to_evaluate(evaluate, tmp_path, task):

@@ -1,6 +1,8 @@
 """What leaves the house: safetensors, the model card, RobustBench's entry."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 
@@ -186,6 +188,31 @@ def test_model_card_tells_every_class_and_its_limits(workdir):
     text = (workdir / "model_card.md").read_text()
     assert text.startswith("---\nlibrary_name: fairmix_jax")
     assert "| j | 90.0 | 50.0 |" in text and "## Limits" in text and "commit abc" in text
+
+
+def test_a_model_card_has_one_number_under_each_heading_of_the_report(workdir):
+    """Of noisy classes the smallest as counted, as tables and terminal have it, and corrected."""
+    found = metrics.result([50] * 10, [*range(30, 40)], CARD["classes"], seconds=1.0)
+    assert found["corrected"]["worst_class"] != found["worst_class"] == 0.6
+    shown = evaluation() | {"attacks": {"clean": found}}
+    model_card.write(workdir, shown, bounds=(0.0, 1.0))
+    lines = (workdir / "model_card.md").read_text().splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("| attack |"))
+    header, row = ([c.strip() for c in lines[n].strip("|").split("|")] for n in (start, start + 2))
+    cells = dict(zip(header, row, strict=True))
+    assert cells["worst class"] == "60.0 (a)" and cells["gap"] == "18.0"
+    for name, heading in (("worst_class", "corrected"), ("gap", "corrected gap")):
+        low, high = (f"{100 * end:.1f}" for end in found["ci95"][name])
+        assert cells[heading] == f"{100 * found['corrected'][name]:.1f} [{low}, {high}]"
+
+
+def test_the_command_of_a_model_card_can_be_pasted_into_a_shell(workdir):
+    argv = ["launch.py", "--config.sweep=seed=0,1 optim.decay=0.1", "--workdir=my run's", "$(x)"]
+    recorded = json.loads((workdir / "run.json").read_text()) | {"argv": argv}
+    (workdir / "run.json").write_text(json.dumps(recorded))
+    model_card.write(workdir, evaluation(), bounds=(0.0, 1.0))
+    (line,) = re.findall(r"^python launch.py .*$", (workdir / "model_card.md").read_text(), re.M)
+    assert shlex.split(line) == ["python", *argv]
 
 
 def test_command_lines(workdir, tmp_path):

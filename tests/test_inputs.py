@@ -268,7 +268,9 @@ REFUSED = {
     "epsilon": [
         lambda: ThreatModel("linf", -1), lambda: ThreatModel("linf", np.nan),
         lambda: ThreatModel("l2", "0.1"), lambda: ThreatModel("l2", None),
-        lambda: ThreatModel("l2", 1j),
+        lambda: ThreatModel("l2", 1j), lambda: ThreatModel("linf", 8),
+        lambda: ThreatModel("linf", np.array([0.1, 8.0])),
+        lambda: ThreatModel("linf", 2.1, (-1.0, 1.0)),
     ],
     "bounds": [
         lambda: ThreatModel(bounds=(1, 0)), lambda: ThreatModel(bounds=(0, 1, 2)),

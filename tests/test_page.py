@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="needs chromium and chromium-driver, as Debian packs them"
 )
 SECTIONS = [
-    "tradeoff", "leaderboard", "classes", "radius", "confusion", "calibration", "training",
+    "tradeoff", "leaderboard", "classes", "radius", "confusion", "confidence", "training",
     "examples", "survivors", "provenance",
 ]  # fmt: skip
 CHARTS = [name for name in SECTIONS if name not in ("leaderboard", "examples", "provenance")]
@@ -149,7 +149,7 @@ def test_shows_every_section_with_a_chart_a_reader_can_hear(opened):
     opened.execute_script("arguments[0].click()", link)
     target = opened.find_element("css selector", link.get_attribute("hash"))
     WebDriverWait(opened, 5).until(lambda _: target.get_attribute("open"))
-    assert "mixing=none" in target.text and "--config=<x>" in target.text
+    assert "mixing=none" in target.text and "'--config=<x>'" in target.text
     assert "commit" in opened.find_element("id", "provenance").get_attribute("textContent")
 
 
@@ -190,17 +190,17 @@ def test_opens_with_the_outcome_and_its_chart(opened, page):
     choose(opened, "set", "fashion, linf radius 0.2, 200 test images")
     (said,) = (e.text for e in opened.find_elements("css selector", ".outcome") if e.text)
     assert said.startswith("Under pgd20 the model ") and said.endswith(
-        "its worst class, a (and 1 more)."
+        "its worst class, a (1 other is as low)."
     )
 
 
 def test_each_chart_explains_itself_and_keys_its_colours(opened):
     for name, words in (
         ("tradeoff", "Each mark is a method"), ("classes", "Pale bars are without an attack"),
-        ("radius", "thick black line is the average"), ("calibration", "dashed diagonal"),
+        ("radius", "thick black line is the average"), ("confidence", "dashed diagonal"),
     ):  # fmt: skip
         assert words in opened.find_element("css selector", f"#{name} .hint").text
-    for name in ("tradeoff", "classes", "calibration", "training", "survivors"):
+    for name in ("tradeoff", "classes", "confidence", "training", "survivors"):
         legend = opened.find_element("css selector", f"#{name} .role-legend").text
         assert "mixing=none" in legend and "mixing=same_class" in legend
 

@@ -131,7 +131,12 @@ def test_the_outcome_of_one_seed_is_of_networks_and_of_one_method_has_no_compari
     make_run(tmp_path / "one", 0, "none", (80, 40))
     assert outcome_of(tmp_path).startswith("Under pgd20 the model classifies 60.0 % of the test")
     make_run(tmp_path / "two", 0, "same_class", (80, 45))
-    assert outcome_of(tmp_path).endswith("; with one seed this compares networks, not methods.")
+    assert outcome_of(tmp_path).endswith(
+        ". This compares the trained networks of one seed; to compare the methods, train at least "
+        "three."
+    )
+    text = (tmp_path / "report" / "table.md").read_text()
+    assert "Where seeds is 1, the intervals do not cover what another seed would give." in text
 
 
 def test_the_terminal_gets_four_columns_and_a_verdict_within_80_columns(study, monkeypatch):

@@ -358,7 +358,17 @@ def test_configs_that_cannot_be_built_are_named(changes, message):
             "base.name='nosuch' is unknown; choose one of fgsm_rs, mart, n_fgsm, pgd_at, "
             "standard, trades",
         ),
-        (dict(model__depth=18), "model.depth=18 does not belong to 'small_cnn'"),
+        (
+            dict(model__depth=18),
+            "model.depth=18 does not belong to model.name=small_cnn, which takes width, norm; "
+            "remove it, or choose model.name=preact_resnet or model.name=resnet or "
+            "model.name=wide_resnet",
+        ),
+        (
+            dict(rule__gamma=0.1),
+            "rule.gamma=0.1 does not belong to rule.name=none, which takes no fields; remove it, "
+            "or choose rule.name=cfol",
+        ),
         (dict(attack__epsilon=-0.1), "attack.epsilon=-0.1 is out of range"),
         (dict(attack__norm="l7"), "attack.norm='l7' is unknown"),
         (dict(mixing__num_samples=0), "mixing.num_samples=0 is out of range"),

@@ -7,6 +7,7 @@ from typing import Any
 from fairmix_jax.classwise import metrics
 from fairmix_jax.runtime import templates
 from fairmix_jax.runtime.json_files import load, write_text
+from fairmix_jax.runtime.provenance import command
 from fairmix_jax.runtime.tables import MISSING, Table, markdown
 
 
@@ -19,6 +20,7 @@ def write(workdir: Path, evaluation: Mapping[str, Any], *, bounds: tuple[float, 
     page = templates.render(
         "fairmix_jax.export", "model_card.md.j2",
         evaluation=evaluation, card=card, provenance=provenance, bounds=bounds,
+        command=command(provenance["argv"]),
         arguments=", ".join(f"{k}={v}" for k, v in card["model"].items() if k != "name"),
         headlines=markdown(_headlines(evaluation)), classes=markdown(_classes(evaluation)),
     )  # fmt: skip
@@ -36,15 +38,20 @@ def _headlines(evaluation: Mapping[str, Any]) -> Table:
             low, high = result["ci95"][name]
             cells.append(f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
         share = sum(result["class_correct"]) / sum(result["class_total"])
-        cells[2:2] = [f"{100 * share:.1f}"] * len(overall)
-        masking = result.get("masking", {}).get("verdict", MISSING)
-        rows.append([*cells, result["worst_class_name"], masking])
-    header = ("attack", "average", *overall, "worst class", "gap", "which", "masked gradients")
+        worst = f"{100 * result['worst_class']:.1f} ({result['worst_class_name']})"
+        cells[2:2] = [*[f"{100 * share:.1f}"] * len(overall), worst]
+        cells[-1:-1] = [f"{100 * result['gap']:.1f}"]
+        rows.append([*cells, result.get("masking", {}).get("verdict", MISSING)])
+    header = (
+        "attack", "average", *overall, "worst class", "corrected", "gap", "corrected gap",
+        "masked gradients",
+    )  # fmt: skip
     total = max(sum(result["class_total"]) for result in evaluation["attacks"].values())
     caption = (
-        f"Accuracy in %, [95 % interval over {total:,} test images, or the class-balanced subset "
-        "of `@`]; average is the mean over classes, worst class and gap are without the bias of "
-        "extremes."
+        f"Accuracy in %, with [95 % intervals over {total:,} test images, or N of an attack `@N`]. "
+        "Average is the mean over classes. The class in parentheses is the worst one. The smallest "
+        "of noisy accuracies tends to be too small, and the gap too large: the corrected columns "
+        "estimate the true values."
     )
     return Table(caption, header, rows)
 

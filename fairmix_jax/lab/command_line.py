@@ -20,9 +20,10 @@ from fairmix_jax.lab import config as config_lib
 from fairmix_jax.lab import configs_folder
 from fairmix_jax.lab.usage import BACKENDS, FLAGS, MODES, answers
 from fairmix_jax.lab.workdir import require_writable
-from fairmix_jax.runtime import cpu, errors, processes
+from fairmix_jax.runtime import cpu, errors, processes, registry
 from fairmix_jax.runtime.console import console, printable
 from fairmix_jax.runtime.errors import Interrupted, UsageError
+from fairmix_jax.runtime.registry import AXES
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, FLAGS["config"])
 _WORKDIR = flags.DEFINE_string("workdir", None, FLAGS["workdir"])
@@ -180,19 +181,36 @@ def _parse(argv: Sequence[str]) -> list[str]:
             f"--config cannot be read: {reason}; `fairmix configs` lists ours"
         ) from error
     except (KeyError, AttributeError) as error:
-        said = re.search(
-            r"[\w.]+", str(error.args[0])
-        )  # the name, without a guess at what was meant
+        said = re.search(r"[\w.]+", str(error.args[0]))  # the name, without a guess at another
         name = said.group() if said else str(error)
-        unknown = [argument for argument in argv if name in argument]
+        field = re.compile(rf"--?config\.[^=]*\b{re.escape(name)}\b")
+        unknown = [argument for argument in argv if field.match(argument)]
+        known = _fields_beside(unknown, argv)
         raise UsageError(
-            f"{' '.join(unknown) or name} names no config field; `fairmix fields` shows them all"
+            f"{' '.join(unknown) or name} names no config field; {known}`fairmix fields` shows "
+            "them all"
         ) from error
     except (flags.Error, ValueError, TypeError) as error:
         message = str(error).strip()
         if "Error whilst parsing config file" in message:
             message = "--config: " + message.splitlines()[-1].removeprefix("ValueError: ")
+        if "could not convert string to float" in message:
+            message += "; give a decimal number, such as 0.0314 for 8/255"
         raise UsageError(" ".join(message.split())) from error
+
+
+def _fields_beside(unknown: Sequence[str], argv: Sequence[str]) -> str:
+    """Which fields the member has that is chosen in the section of an unknown field, if in one."""
+    section = re.match(r"--?config\.(\w+)\.", "".join(unknown[:1]))
+    if not section or section[1] not in AXES.keys() - {"data"}:
+        return ""
+    wanted, again = ("config=", f"config.{section[1]}.name="), flags.FlagValues()
+    chosen = [argument for argument in argv if argument.lstrip("-").startswith(wanted)]
+    config_flags.DEFINE_config_file("config", flag_values=again, sys_argv=chosen)
+    again([argv[0], *chosen])
+    name = again.config[section[1]].name
+    known = registry.parameters(AXES[section[1]], name)
+    return f"{section[1]}.name={name} takes {', '.join(known) or 'no fields'}; "
 
 
 def _abandon(error: Exception) -> NoReturn:

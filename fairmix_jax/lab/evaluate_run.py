@@ -52,6 +52,13 @@ def run(settings: Settings, task: Task, directory: Path) -> dict[str, Any]:
         own = {name: getattr(settings.data, name) for name in ("name", "num_train", "val_fraction")}
         facts = facts | {"data": own}
     weights, facts = after_calibration(settings, task, directory, weights, facts)
+    before = kept_results.earlier(directory).get("calibration")
+    if before and "calibration" not in facts:
+        console.print(
+            f"{directory}: calibration.name=none replaces the exported model and the evaluation, "
+            f"which were calibrated by {before['name']}, by those of the weights as trained; add "
+            f"--config.calibration.name={before['name']} to have the calibration back"
+        )
     if given.weights.endswith(".safetensors") or not recorded(directory):
         record(directory)
     rows = data.balanced_rows(task.dataset.test.labels, given.num_examples)

@@ -60,8 +60,8 @@ def kept(
             held |= {} if why else {name: result}
     for why, chosen in names.items():
         which = {"weights_sha256": "the weights", "images_sha256": "the images"}.get(why, why)
-        verb = "are others" if which != why else "is another"
-        end = f"not kept, since {which} {verb}" if why else "kept; delete it to attack again"
+        verb = "have" if which != why else "has"
+        end = f"not kept, since {which} {verb} changed" if why else "kept; delete the file to redo"
         console.print(f"{path}: {', '.join(chosen)}: {end}")
     return {"attacks": held, "curve": None if no_curve else found.get("curve")}
 

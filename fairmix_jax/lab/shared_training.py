@@ -23,7 +23,7 @@ def take_over(directory: Path, config: ConfigDict, done: Sequence[Path]) -> None
     """
     source = processes.from_main(partial(_source, directory, config, done))
     if source is not None:
-        console.print(f"trained as {printable(source.name)} was: taken from there")
+        console.print(f"training is that of {printable(source.name)} and is copied from there")
         workdir.claim(directory, config)
         processes.from_main(partial(_copy, source, directory))
 

@@ -33,7 +33,7 @@ def all_of(runs: Comparable, headlines: Sequence[Row]) -> dict[str, list[Row]]:
         "classes": list(_classes(runs)) if is_readable else [],
         "radius": list(_radius(runs)) if is_readable else [],
         "confusion": list(_confusion(runs)) if is_readable else [],
-        "calibration": list(_calibration(runs)),
+        "confidence": list(_confidence(runs)),
         "training": list(_training(runs)),
         "survivors": list(_survivors(runs)),
         "examples": list(_examples(runs)),
@@ -93,8 +93,8 @@ def _confusion(runs: Comparable) -> Iterator[Row]:
             yield {"method": method.label, "attack": method.attack, "matrix": matrix}
 
 
-def _calibration(runs: Comparable) -> Iterator[Row]:
-    for method in runs.calibrated:
+def _confidence(runs: Comparable) -> Iterator[Row]:
+    for method in runs.with_confidence:
         bins = [result["calibration"]["bins"] for result in method.results]
         count, correct = (np.sum([b[k] for b in bins], axis=0) for k in ("count", "correct"))
         trust = np.sum([np.multiply(b["confidence"], b["count"]) for b in bins], axis=0)

@@ -85,7 +85,7 @@ class Comparable(NamedTuple):
         return [method for method in every if method.runs]
 
     @property
-    def calibrated(self) -> list[Method]:
+    def with_confidence(self) -> list[Method]:
         """Those of them whose confidence is known, in every run."""
         return [m for m in self.attacked if all("calibration" in r for r in m.results)]
 

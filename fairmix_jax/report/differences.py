@@ -114,14 +114,14 @@ def _verdicts(methods: Sequence[Method], seeds: Sequence[int]) -> dict[str, Clas
 def table(rows: Sequence[AgainstFirst], *, is_aside: bool) -> Table:
     """Returns `rows`, at least one, as a table; with `is_aside` it refers to the predictions'."""
     caption = (
-        f"Differences to {rows[0].baseline} on the same images, with runs paired by seed: points "
-        "of accuracy with [95 % intervals], extremes as observed. p is adjusted for all "
-        "differences of the table (Holm)."
+        f"Each method less '{rows[0].baseline}' on the same images, with runs paired by seed: "
+        "points of accuracy with [95 % intervals], worst class and gap as observed. p is the "
+        "p-value of no difference, adjusted (Holm) for all differences of the table."
     )
     if any(row.seeds == 1 for row in rows):
-        caption += " With one seed it compares two networks, not two methods."
+        caption += " Where seeds is 1, the intervals do not cover what another seed would give."
     if is_aside:
-        caption += " It explores; what the study predicted has a table of its own."
+        caption += " This table explores; what the study predicted has a table of its own."
     header = ["attack", "method", "seeds"]
     lines = [[row.attack, row.method, str(row.seeds)] for row in rows]
     for name in rows[0].differences:
@@ -149,10 +149,11 @@ def predictions_table(rows: Sequence[CheckedPrediction]) -> Table:
             str(row.seeds), *numbers, row.verdict,
         ])  # fmt: skip
     caption = (
-        "Predictions of the study's config: the left side less the right one, in points of "
-        "accuracy with [95 % intervals]. Runs are paired by seed. Their noise is that of all "
-        "methods together, unless their own is larger. p is adjusted for all predictions (Holm): a "
-        "prediction holds or fails where p < 0.05, and is open otherwise. 'p alone' is not "
-        "adjusted and trusts the noise of its own runs."
+        "What the study predicted. A difference is the left side of the claim less its right side, "
+        "in points of accuracy with [95 % intervals], from runs paired by seed. The noise between "
+        "runs is estimated from all methods together, unless it is larger in the runs of the "
+        "prediction. p is adjusted for all predictions (Holm): a prediction holds or fails where "
+        "p < 0.05, and is open otherwise. 'p alone' is not adjusted, and its noise is that of the "
+        "prediction's own runs."
     )
     return Table(caption, header, lines)

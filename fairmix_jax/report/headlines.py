@@ -80,10 +80,12 @@ def table(runs: Comparable, rows: Sequence[Mapping[str, Any]]) -> Table:
     caption = (
         f"{runs.title}, {' and '.join(weights)} weights. Accuracy is in %, with [95 % intervals "
         f"over {over}]. Average is the mean over classes"
-        f"{', overall the share of all images' if overall else ''}. NSD is the standard deviation "
-        "of class accuracies over the mean class error; boundary error is clean less robust "
-        "accuracy, in points; rho is the relative gain of the worst class plus that of the average "
-        f"over {runs.methods[0].label}."
+        f"{', overall the share of all images' if overall else ''}. The class in parentheses is "
+        "the worst one. The smallest of noisy accuracies tends to be too small, and the gap too "
+        "large: the corrected columns estimate the true values. NSD is the standard deviation of "
+        "class accuracies divided by the mean class error; boundary error is clean less robust "
+        "accuracy, in points; rho is the relative gain of the worst class plus that of the "
+        f"average, both against '{runs.methods[0].label}'."
     )
     for method in runs.attacked:
         if lost := "; ".join(sorted(set(map(metrics.non_finite, method.results)) - {""})):
@@ -131,7 +133,9 @@ def outcome(
     method = runs.methods[0].under(attack)
     means = method.accuracies.mean(axis=0)
     tied = np.count_nonzero(means == np.nanmin(means)) - 1
-    worst = row["worst_name"] + (f" (and {tied} more)" if tied else "")
+    worst = row["worst_name"] + (
+        f" ({tied} other{'s are' if tied > 1 else ' is'} as low)" if tied else ""
+    )
     average = f", {percent(plain['average'])} % on average over classes"
     said = (
         f"{where} {name} classifies {percent(plain['overall'])} % of the test images correctly"
@@ -145,7 +149,8 @@ def outcome(
 def _against(pairs: Sequence[AgainstFirst]) -> str:
     """Says which methods have a better or a worse worst class than the first one."""
     is_one = any(pair.seeds == 1 for pair in pairs)
-    end = "; with one seed this compares networks, not methods." if is_one else "."
+    remedy = "to compare the methods, train at least three"
+    end = f". This compares the trained networks of one seed; {remedy}." if is_one else "."
     significant = [pair for pair in pairs if pair.adjusted["worst_class"] < 0.05]
     if len(pairs) == 1:
         found, p = pairs[0].differences["worst_class"].interval, pairs[0].adjusted["worst_class"]
@@ -166,7 +171,7 @@ def _against(pairs: Sequence[AgainstFirst]) -> str:
 
 def _named(methods: Sequence[str]) -> str:
     if not methods:
-        return "no method has"
+        return "none has"
     verb = "has" if len(methods) == 1 else "have"
     names = " and ".join(f"'{method}'" for method in methods)
     return f"{names} {verb}" if len(methods) <= _FEW else f"{len(methods)} have"

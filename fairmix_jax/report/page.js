@@ -9,7 +9,7 @@
     classes: "No chosen method was evaluated under this attack.",
     radius: "No run of this method has a curve: it needs evaluate.radii, for example (0.5, 1.0, 1.5).",
     confusion: "No confusion is known of this method under this attack.",
-    calibration: "Confidence is only known of clean images and of PGD, FGSM and MI-FGSM.",
+    confidence: "Confidence is only known of clean images and of PGD, FGSM and MI-FGSM.",
     training: "No chosen method has a metrics.jsonl with validations beside its evaluation.",
     survivors: "No ensemble such as AutoAttack was run on the chosen methods, so there is no verdict on masked gradients.",
     examples: "No images were kept of this method under this attack.",
@@ -41,11 +41,11 @@
         const names = panel().classes;
         return line.map((count, j) => ({ class: names[i], predicted: names[j], share: count / total }));
       })),
-    calibration: (rows) => rows.filter((r) => r.attack === chartAttack() && chosen().includes(r.method)),
+    confidence: (rows) => rows.filter((r) => r.attack === chartAttack() && chosen().includes(r.method)),
     training: (rows) => rows.filter((r) => chosen().includes(r.method)),
     survivors: (rows) => rows.filter((r) => chosen().includes(r.method)),
   };
-  const perAttack = ["tradeoff", "classes", "confusion", "calibration", "examples"];
+  const perAttack = ["tradeoff", "classes", "confusion", "confidence", "examples"];
   const perMethod = ["radius", "confusion", "examples"];
 
   const subtitle = (name, rows = []) => {

@@ -7,7 +7,6 @@ filters choose, `draw` those that need no choice.
 
 import itertools
 import json
-import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,11 +19,11 @@ from fairmix_jax.report.comparable import Comparable
 from fairmix_jax.report.runs import Run
 from fairmix_jax.runtime import templates
 from fairmix_jax.runtime.json_files import flatten, write_bytes, write_text
-from fairmix_jax.runtime.provenance import masked_arguments
+from fairmix_jax.runtime.provenance import command
 from fairmix_jax.runtime.tables import TEXT_COLUMNS, Table
 
 _CHARTS = json.loads(templates.read("fairmix_jax.report", "charts.json"))
-_DRAWN = ("classes", "tradeoff", "calibration", "training", "survivors")
+_DRAWN = ("classes", "tradeoff", "confidence", "training", "survivors")
 _MAX_EXAMPLE_BYTES = 2_000_000
 
 
@@ -55,7 +54,8 @@ def write(path: Path, panels: Sequence[Panel], unfinished: Mapping[str, str]) ->
 
 def draw(output: Path, panels: Sequence[Panel]) -> None:
     """Draws the charts that need no choice of one method, each under what it shows in words."""
-    for old in (file for name in _DRAWN for file in output.glob(f"{name}*.png")):
+    earlier = (*_DRAWN, "calibration")  # as 0.1 called the confidence
+    for old in (file for name in earlier for file in output.glob(f"{name}*.png")):
         old.unlink()
     for number, panel in enumerate(panels):
         runs, attack, specs = panel.runs, panel.runs.main_attack, _specs(panel.runs)
@@ -105,10 +105,7 @@ def _provenance(run: Run) -> list[tuple[str, str, dict[str, Any]]]:
     """Returns how a run was trained and evaluated: each step, its command and the other facts."""
     recorded = {"Trained": run.provenance, "Evaluated": run.evaluation.get("provenance", {})}
     plain = {what: dict(flatten(dict(facts))) for what, facts in recorded.items()}
-    return [
-        (what, shlex.join(masked_arguments(facts.pop("argv", []))), facts)
-        for what, facts in plain.items()
-    ]
+    return [(what, command(facts.pop("argv", [])), facts) for what, facts in plain.items()]
 
 
 def _specs(runs: Comparable) -> dict[str, dict[str, Any]]:

@@ -39,15 +39,16 @@ def class_numbers(study: Mapping[str, Any], classes: Sequence[str], kind: str) -
 def confidence(runs: Comparable) -> list[Table]:
     """Returns how much surer each method is than right, where confidence is known."""
     excess, errors = [], ["ECE"]
-    for method in runs.calibrated:
+    for method in runs.with_confidence:
         found = [result["calibration"] for result in method.results]
         sure = np.array([of_run["class_confidence"] for of_run in found], float)
         excess.append((sure - method.accuracies).mean(axis=0))
         errors.append(percent(np.mean([of_run["ece"] for of_run in found])))
-    header, rows = _by_class(runs, runs.calibrated, excess, sign="+")
+    header, rows = _by_class(runs, runs.with_confidence, excess, sign="+")
     caption = (
         "Mean confidence less accuracy of each class in points, mean over seeds. Above 0 the "
-        "model is surer than it is right. The last row is the expected calibration error in %."
+        "model is surer than it is right. The last row is the expected calibration error (ECE) of "
+        "this confidence, in %."
     )
     return [Table(caption, header, rows, [errors])] if excess else []
 
@@ -74,9 +75,9 @@ def training(runs: Comparable) -> list[Table]:
             means = [percent(np.mean([line.get(f, np.nan) for line in last])) for f in fields]
             rows.append([method.label, str(len(last)), epochs, *means])
     caption = (
-        "The end of training: accuracy in %, extremes as observed, mean over seeds. Columns with "
-        "'train' count the last epoch's images as they were trained on, the others validation "
-        "images."
+        "The end of training: accuracy in %, mean over seeds, worst class and gap as observed. "
+        "'Train' columns count the last epoch's images as they were trained on, the others "
+        "validation images."
     )
     return [Table(caption, ["method", "seeds", "epochs", *header], rows)] if rows else []
 

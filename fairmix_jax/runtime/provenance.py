@@ -4,6 +4,7 @@ import datetime
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -53,6 +54,12 @@ def masked_arguments(arguments: Sequence[str]) -> list[str]:
     """Returns a command line, `masked`; also the value of a secret's flag that follows it."""
     flags = [re.fullmatch(rf"--?(?:{_NAME}|(?i:[\w.-]*key))", a) for a in ("", *arguments)]
     return ["***" if flag else masked(a) for a, flag in zip(arguments, flags, strict=False)]
+
+
+def command(arguments: Sequence[str]) -> str:
+    """Returns a recorded `sys.argv`, `masked`, as a shell takes it; empty if there is none."""
+    python = ["python"] if arguments and arguments[0].endswith(".py") else []
+    return shlex.join([*python, *masked_arguments(arguments)])
 
 
 def processor() -> str:

@@ -103,13 +103,15 @@ def arguments(axis: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     That is a config section: `name` and any fields, of which `None` is the member's default. Raises
     a `UsageError` if a field is set that the chosen member does not have, or to a wrong value.
     """
-    known = fields(axis, chosen["name"])
+    known, name = fields(axis, chosen["name"]), f"{_SECTION[axis]}.name"
     given = {k: v for k, v in chosen.items() if k != "name" and v is not None}
     for field, value in given.items():
         if field not in known:
+            homes = [f"{name}={other}" for other in names(axis) if field in fields(axis, other)]
             raise UsageError(
-                f"{_SECTION[axis]}.{field}={declared.shown(value)} does not belong to "
-                f"{chosen['name']!r}, which takes {', '.join(known) or 'no fields'}; remove it"
+                f"{_SECTION[axis]}.{field}={declared.shown(value)} does not belong to {name}="
+                f"{chosen['name']}, which takes {', '.join(known) or 'no fields'}; remove it"
+                f"{', or choose ' * bool(homes)}{' or '.join(homes)}"
             )
         known[field].require(value)
     return {name: field.default for name, field in known.items()} | given

@@ -162,11 +162,11 @@ def _announce(settings: Settings, task: Task, mesh: Mesh) -> None:
     )
     if task.model_card["model"].get("norm") == "batch":
         console.print(
-            f"batch norm averages over all devices; model.norm=batch:{mesh.size} does not"
+            f"batch norm averages over all devices; model.norm=batch:{mesh.size} avoids that"
         )
     if settings.mixing.name != "none" and settings.mixing.num_groups % mesh.size:
         console.print(
-            f"mixing exchanges images between devices; mixing.num_groups={mesh.size} does not"
+            f"mixing exchanges images between devices; mixing.num_groups={mesh.size} avoids that"
         )
 
 

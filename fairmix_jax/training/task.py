@@ -66,6 +66,7 @@ def build(settings: Settings, load: Callable[..., Dataset] = data.load) -> Task:
             f"total_epochs={settings.total_epochs} has 2^31 steps or more, which no counter of 32 "
             "bits holds; give fewer"
         )
+    _require_small_perturbations(settings, dataset.bounds)
     mean, std = [0.0] * shape[-1], [1.0] * shape[-1]
     if train.images.dtype == np.uint8:
         flat = train.images.reshape(-1, shape[-1])
@@ -81,3 +82,21 @@ def build(settings: Settings, load: Callable[..., Dataset] = data.load) -> Task:
     threat = ThreatModel(attack.norm, attack.epsilon, dataset.bounds)
     validation = whole.take(validation_rows)
     return Task(dataset, train, validation, build_model(model_card), model_card, threat)
+
+
+def _require_small_perturbations(settings: Settings, bounds: tuple[float, float]) -> None:
+    """No L-inf radius and no step is as wide as the pixels' range, as 8 is for 8/255."""
+    attack, given, (low, high) = settings.attack, settings.evaluate, bounds
+    fields = {
+        "attack.epsilon": (attack.epsilon, attack.epsilon),
+        "attack.step_size": (attack.step_size, attack.step_size),
+        "evaluate.step_size": (given.step_size, given.step_size or 0.0),
+        "evaluate.radii": (given.radii, attack.epsilon * max(given.radii, default=0.0)),
+    }
+    for field, (value, size) in fields.items() if attack.norm == "linf" else ():
+        if size >= high - low:
+            times = f" times attack.epsilon={attack.epsilon}" if field == "evaluate.radii" else ""
+            raise UsageError(
+                f"{field}={value}{times} is as wide as the range of pixels, {low:g} to {high:g}; "
+                "give less (8/255 is 0.0314)"
+            )

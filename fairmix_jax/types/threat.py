@@ -20,8 +20,8 @@ class ThreatModel:
 
     Attributes:
       norm: `"linf"` or `"l2"`, of the difference to the clean image.
-      epsilon: radius in pixel units, at least 0; `8 / 255` on CIFAR-10 by convention. An array
-        `[E]` of radii is to be mapped over.
+      epsilon: radius in pixel units, at least 0; `8 / 255` on CIFAR-10 by convention. Under
+        `"linf"` at most the range of the bounds. An array `[E]` of radii is to be mapped over.
       bounds: `(low, high)`, the valid pixel range; infinite for unbounded data.
     """
 
@@ -42,6 +42,12 @@ class ThreatModel:
         is_pair = len(bounds) == 2 and all(isinstance(bound, Real) for bound in bounds)
         if not is_pair or not bounds[0] < bounds[1]:
             raise ValueError(f"bounds={self.bounds} is empty; give (low, high) with low < high")
+        widest = (1 + 1e-6) * (bounds[1] - bounds[0])  # and its rounding
+        if self.norm == "linf" and any(e > widest for e in radii):
+            raise ValueError(
+                f"epsilon={self.epsilon} is above the range of bounds={bounds}; give it in pixel "
+                "units, e.g. 8 / 255"
+            )
 
 
 def _threat_of(static: tuple[Any, ...], leaves: tuple[Any, ...]) -> ThreatModel:

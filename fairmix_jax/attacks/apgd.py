@@ -139,7 +139,7 @@ def _evaluate(network: Network, example: Example, image: Array, loss_of: Callabl
     def once(key: Key):
         def evaluate(x: Array):
             logits = network(x, key)
-            return loss_of(logits), logits
+            return loss_of(logits).astype(x.dtype), logits
 
         (loss, logits), gradient = jax.value_and_grad(evaluate, has_aux=True)(image)
         return loss, logits, jnp.where(jnp.isfinite(gradient), gradient, 0.0)

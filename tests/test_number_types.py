@@ -8,6 +8,9 @@ from jax.tree_util import Partial
 
 from fairmix_jax import attacks, calibration, classwise
 from fairmix_jax.attacks import ThreatModel
+from fairmix_jax.methods import awp
+from fairmix_jax.methods.averaging import ema, fawa
+from fairmix_jax.types import ClassCounts, Weights
 
 THREAT = ThreatModel("linf", 0.1)
 ATTACKS = {
@@ -79,3 +82,52 @@ def test_evaluation_and_calibration_of_a_model_in_64_bits_are_those_in_32(
     assert calibration.with_bias(model, fit)(jnp.asarray(images)).dtype == np.promote_types(
         weights_type, np.float32
     )
+
+
+def test_apgd_follows_gradients_whose_squares_vanish():
+    """Scaling the logits of a linear model changes no gradient's direction."""
+    model, images, labels = draw(np.float32, np.float32)
+    small = Partial(lambda inner, x: 1e-30 * inner(x), model)
+    broken = []
+    for logits_fn in (model, small):
+        found = attacks.apgd(
+            logits_fn, jax.random.key(0), images, labels, threat=ThreatModel("l2", 0.3),
+            num_steps=5, loss="margin",
+        )  # fmt: skip
+        broken.append((np.asarray(found) != images).any(axis=(1, 2, 3)))
+    np.testing.assert_array_equal(*broken)
+    assert 0 < broken[0].sum() < 12
+
+
+@pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float16])
+def test_averages_of_half_precision_take_in_changes_below_its_rounding(kind):
+    ones = Weights({"w": jnp.ones((2, 2), kind)}, {})
+    average = ema.make(decay=0.999)
+    found = average.init(Weights({"w": jnp.zeros((2, 2), kind)}, {}))
+    for _ in range(400):
+        found = jax.tree.map(lambda x: x, average.update(found, ones, jnp.asarray(100_000)))
+    assert found.params["w"].dtype == jnp.float32
+    np.testing.assert_allclose(found.params["w"], 1 - 0.999**400, rtol=1e-4)
+    assert average.weights(found, ones).params["w"].dtype == kind
+    fair, counts = (
+        fawa.make(decay=0.999, threshold=0),
+        ClassCounts(jnp.ones(2, int), jnp.ones(2, int)),
+    )
+    state = fair.init(ones)
+    for value in (1.0, 1.5):
+        weights = Weights({"w": jnp.full((2, 2), value, kind)}, {})
+        state = fair.end_epoch(state, weights, counts)
+    np.testing.assert_allclose(state["weights"].params["w"], 1.0005, rtol=1e-6)
+    assert fair.weights(state, ones).params["w"].dtype == kind
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-5])
+def test_weights_of_half_precision_are_perturbed_as_in_float32(size):
+    rng = np.random.default_rng(0)
+    weight, gradient = (jnp.asarray(rng.normal(size=(3, 4)), jnp.float16) for _ in range(2))
+    gradient = (size * gradient).astype(jnp.float16)
+    found = awp.perturb({"w": weight}, {"w": gradient}, gamma=0.1)["w"]
+    wide = [{"w": x.astype(jnp.float32)} for x in (weight, gradient)]
+    expected = awp.perturb(*wide, gamma=0.1)["w"]
+    assert found.dtype == jnp.float16
+    np.testing.assert_array_equal(found, expected.astype(jnp.float16))

@@ -80,6 +80,7 @@ def pgd(
     if start is not None and jnp.shape(start) != jnp.shape(images):
         raise ValueError(f"start has shape {jnp.shape(start)}; give {jnp.shape(images)}")
     dtype, images, labels = images.dtype, inputs.as_single(images), jnp.asarray(labels)
+    key = inputs.threefry(key)
     start = None if start is None else inputs.as_single(start)
     targets = labels if targets is None else targets
     targets = jnp.asarray(targets) if isinstance(targets, list) else targets

@@ -38,13 +38,14 @@ def pgd(
     give fewer successes; nor does `"any_iterate"` give fewer than `"last_iterate"`.
 
     Edge cases: where the gradient is zero or not finite a step stays in place. Images of half
-    precision are attacked in float32, and the result is rounded to their type.
+    precision are attacked in float32, and the result is rounded to their type. Inside a model in
+    float16 gradients below 6e-8 vanish, and its robustness may be overrated: give bfloat16.
 
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`, any JAX function that does not couple
         examples: batch norm with running statistics. What it closes over stays as in its first
         call; for weights that change give `jax.tree_util.Partial(apply, weights)`.
-      key: of the random starts; consumed.
+      key: of the random starts; consumed. One that is not JAX's default, `rbg` say, only seeds one.
       images: `[B, H, W, C]` float, inside `threat.bounds`; the result has its type.
       labels: `[B]` int, the true classes.
       num_steps: static, at least 0.

@@ -21,7 +21,7 @@ from fairmix_jax.training import assembly, loop
 from fairmix_jax.training.checkpoints import digest
 from fairmix_jax.training.settings import Optimizer
 from fairmix_jax.training.step import initial_state, make_train_step
-from fairmix_jax.types import Batch, StepInput, ThreatModel, Weights
+from fairmix_jax.types import Averaging, Batch, StepInput, ThreatModel, Weights
 
 
 @pytest.fixture(scope="module")
@@ -386,6 +386,19 @@ def test_parts_of_a_batch_give_the_step_of_the_whole():
     chex.assert_trees_all_close(parts[1].params, whole[1].params, atol=1e-4)
     chex.assert_trees_all_close(parts[2].loss, whole[2].loss, rtol=1e-4)
     assert parts[2].statistics.counts.total.tolist() == whole[2].statistics.counts.total.tolist()
+
+
+def test_a_donated_state_takes_no_array_of_the_weights_or_the_average_with_it():
+    given = jnp.arange(3.0)
+    keeps = Averaging(lambda w: w, lambda average, w, step: average, lambda average, w: average)
+    state = initial_state(
+        Weights({"a": given, "b": given}, {}), tx=optax.adam(0.1), averaging=keeps
+    )
+    leaves = jax.tree.leaves(state)
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
+    moved = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
+    np.testing.assert_array_equal(moved.params["b"], given + 1)
+    np.testing.assert_array_equal(moved.average.params["a"], given + 1)
 
 
 @pytest.mark.parametrize("stage", ["after_attack", "hidden"])

@@ -36,8 +36,10 @@ def initial_state(
 ) -> t.TrainState:  # fmt: skip
     """Returns the state before the first step; arguments as in `make_train_step`.
 
-    Guarantee: no two of its arrays are one, so that it may be donated.
+    Guarantee: no two of its arrays are one, nor one of the weights given, so that it may be
+    donated and the weights are still there.
     """
+    weights = jax.tree.map(jnp.array, weights)
     rule_state = rule.init() if rule else ()
     average = averaging.init(weights) if averaging else ()
     step, opt_state = jnp.asarray(0, jnp.int32), tx.init(weights.params)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairmix_jax.attacks import ThreatModel, losses, pgd, projections, square
+from fairmix_jax.attacks import Randomized, ThreatModel, losses, pgd, projections, square
 
 K = 3
 SHAPE = (5, 4, 2)
@@ -150,6 +150,14 @@ def test_with_keys_of_another_kind_too_an_example_does_not_depend_on_the_batch(
     whole = run(images, labels)
     np.testing.assert_array_equal(run(images[order], labels[order], index=order), whole[order])
     assert (whole != images).any()
+
+
+def test_a_model_that_takes_a_key_is_refused_in_one_line(examples):
+    with pytest.raises(ValueError, match="Randomized, no function of images; give one .*'rand'"):
+        pgd(
+            Randomized(lambda images, key: images), jax.random.key(0), *examples,
+            threat=ThreatModel(), num_steps=1, step_size=0.1,
+        )  # fmt: skip
 
 
 def test_vmapped_equals_a_python_loop(linear, examples):

@@ -72,6 +72,7 @@ def pgd(
     """
     if keep not in (kept := get_args(Keep)):
         raise ValueError(f"keep={keep!r} is unknown; choose one of {', '.join(kept)}")
+    inputs.check_function(logits_fn)
     inputs.check_batch(images, labels, threat)
     inputs.check_whole(0, num_steps=num_steps)
     inputs.check_whole(1, num_restarts=num_restarts)

@@ -153,7 +153,7 @@ def test_with_keys_of_another_kind_too_an_example_does_not_depend_on_the_batch(
 
 
 def test_a_model_that_takes_a_key_is_refused_in_one_line(examples):
-    with pytest.raises(ValueError, match="Randomized, no function of images; give one .*'rand'"):
+    with pytest.raises(ValueError, match=r"Randomized, no function of images; give one .*'rand'"):
         pgd(
             Randomized(lambda images, key: images), jax.random.key(0), *examples,
             threat=ThreatModel(), num_steps=1, step_size=0.1,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairmix_jax.attacks import ThreatModel, losses, pgd, projections
+from fairmix_jax.attacks import Randomized, ThreatModel, losses, pgd, projections, square
 
 K = 3
 SHAPE = (5, 4, 2)
@@ -132,6 +132,32 @@ def test_example_depends_on_its_index_and_not_on_the_batch(norm, linear, example
     order = jnp.asarray([6, 1, 3])
     part = pgd(linear[0], jax.random.key(3), images[order], labels[order], index=order, **arguments)
     np.testing.assert_allclose(part, whole[order], atol=1e-6)
+
+
+@pytest.mark.parametrize("attack", [pgd, square])
+def test_with_keys_of_another_kind_too_an_example_does_not_depend_on_the_batch(
+    attack, linear, examples
+):
+    """Under `vmap` the draws of all `rbg` keys are made with the first one."""
+    images, order = examples[0], jnp.asarray([6, 1, 3])
+    labels = jnp.argmax(linear[0](images), axis=1)
+    steps = dict(num_steps=1, step_size=0.0) if attack is pgd else dict(num_queries=3)
+
+    def run(*batch, **options):
+        key, threat = jax.random.key(3, impl="rbg"), ThreatModel("linf", 0.2)
+        return attack(linear[0], key, *batch, threat=threat, **steps, **options)
+
+    whole = run(images, labels)
+    np.testing.assert_array_equal(run(images[order], labels[order], index=order), whole[order])
+    assert (whole != images).any()
+
+
+def test_a_model_that_takes_a_key_is_refused_in_one_line(examples):
+    with pytest.raises(ValueError, match=r"Randomized, no function of images; give one .*'rand'"):
+        pgd(
+            Randomized(lambda images, key: images), jax.random.key(0), *examples,
+            threat=ThreatModel(), num_steps=1, step_size=0.1,
+        )  # fmt: skip
 
 
 def test_vmapped_equals_a_python_loop(linear, examples):

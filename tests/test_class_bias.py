@@ -9,6 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 from fairmix_jax import calibration
+from fairmix_jax.attacks import Randomized
 from fairmix_jax.calibration import class_bias, margin_table
 from fairmix_jax.methods.class_bias import half_splits, margin_tables
 from fairmix_jax.types import ThreatModel
@@ -115,13 +116,14 @@ def test_logits_that_are_not_finite_are_robust_at_no_bias():
         (dict(num_restarts=0), "num_restarts=0"),
         (dict(num_steps=0), "num_steps=0"),
         (dict(batch_size=-5), "batch_size=-5"),
+        (dict(logits_fn=Randomized(lambda images, key: images)), "Randomized, no function"),
         (dict(index=np.arange(3)), r"index has shape \(3,\)"),
     ],
 )
 def test_bad_input_of_a_table_is_named(changes, message, network, examples):
     given = dict(images=examples[0][:2], labels=examples[1][:2], threat=THREAT) | changes
     with pytest.raises(ValueError, match=message):
-        margin_table(network, **given)
+        margin_table(**{"logits_fn": network} | given)
 
 
 def made_up(seed, size=60, num_classes=3, weakness=1.0):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 
 from fairmix_jax import classwise, report
-from fairmix_jax.attacks import ThreatModel
+from fairmix_jax.attacks import Randomized, ThreatModel
 from fairmix_jax.classwise import Settings, image_verdicts, metrics
 from fairmix_jax.lab import evaluate_run
 from fairmix_jax.runtime.errors import UsageError
@@ -234,6 +234,7 @@ def test_a_foreign_model_stands_beside_others_in_a_report(found, tmp_path):
         (dict(settings=Settings(radii=(1.0, 0.5))), "does not rise"),
         (dict(images=255 * images()[0]), "finite values inside threat.bounds"),
         (dict(images=images()[0].astype(int)), "images has type"),
+        (dict(logits_fn=Randomized(brightness)), "Randomized, no function of images"),
         (dict(class_names="abc"), "must give \\(1, 3\\)"),
     ],
 )
@@ -241,7 +242,19 @@ def test_bad_input_is_named(change, message):
     data, labels = images()
     arguments = dict(images=data, labels=labels, class_names=NAMES, settings=ALL) | change
     with pytest.raises(UsageError, match=message):
-        classwise.evaluate(brightness, threat=THREAT, **arguments)
+        classwise.evaluate(**{"logits_fn": brightness, "threat": THREAT} | arguments)
+
+
+def test_a_model_that_draws_other_numbers_at_every_call_is_refused():
+    rng = np.random.default_rng(0)
+
+    def noisy(images):
+        shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
+        noise = jax.pure_callback(lambda: rng.normal(0, 0.1, shape.shape).astype("f4"), shape)
+        return brightness(images + noise)
+
+    with pytest.raises(UsageError, match="judges every image by itself, and always alike"):
+        classwise.evaluate(noisy, *images(), class_names=NAMES, threat=THREAT, settings=ALL)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=40))

@@ -13,7 +13,8 @@ from fairmix_jax.classwise import ensemble_attacks, step_attacks
 from fairmix_jax.lab import config as config_lib
 from fairmix_jax.lab import evaluate_run, preflight
 from fairmix_jax.runtime.console import console
-from fairmix_jax.training.checkpoints import Checkpoints
+from fairmix_jax.runtime.errors import UsageError
+from fairmix_jax.training.checkpoints import Checkpoints, KeptWeights
 from fairmix_jax.types import Weights
 
 CONFIG = tiny(evaluate__num_examples=50, model__name="linear", model__width=None)
@@ -146,6 +147,22 @@ def test_checkpoints_are_enough_to_evaluate(evaluate, tmp_path, task):
     of_file, *_ = evaluate("clean")
     assert numbers(found["attacks"]) == numbers(of_file["attacks"])
     assert (tmp_path / "part" / "model_card.md").exists()
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_weights_are_not_evaluated_with_the_normalisation_of_other_images(
+    name, evaluate, tmp_path, task
+):
+    """The same data set from another folder may hold other images; its run's config allows it."""
+    weights = Weights(*task.model.init(jax.random.key(3)))
+    kept = KeptWeights(tmp_path / "run" / "checkpoints", weights, {}, task.model_card)
+    kept.save_last(1, weights)
+    kept.offer(1, weights, 0.5)
+    other = task._replace(model_card=task.model_card | {name: [0.25]})
+    for which in ("last", "best"):
+        with pytest.raises(UsageError, match=f"{name}=.* have \\[0.25\\]; give the data.dir"):
+            evaluate("clean", folder="run", task=other, weights=which)
+    assert "clean" in evaluate("clean", folder="run", weights="best")[0]["attacks"]
 
 
 def test_a_curve_is_kept_with_the_attack_that_made_it(evaluate, monkeypatch):

@@ -63,12 +63,40 @@ def test_interval_of_the_average_agrees_with_the_normal_approximation():
     np.testing.assert_allclose(interval, [0.3 - 1.96 * error, 0.3, 0.3 + 1.96 * error], atol=4e-4)
 
 
-def test_interval_of_the_average_is_fixed_and_certain_where_nothing_varies():
+def test_interval_of_the_average_is_fixed_and_exact_where_no_image_differs():
     assert intervals.average([9, 9], [4, 7]) == intervals.average([9, 9], [4, 7])
-    assert intervals.average([9, 0, 9], [9, 0, 0]) == (0.5, 0.5, 0.5)
     low, middle, high = intervals.average([100] * 3, [0] * 3)
     assert (low, middle) == (0, 0) and high == pytest.approx(1 - 0.025 ** (1 / 300))
-    assert intervals.average([100] * 3, [100] * 3) == (1 - high, 1, 1)
+    np.testing.assert_allclose(intervals.average([100] * 3, [100] * 3), [1 - high, 1, 1])
+
+
+def test_classes_that_are_all_right_or_all_wrong_leave_room_in_the_average():
+    """Alone each has the bound of Clopper and Pearson, `1 - TAIL^(1/n)`."""
+    reach = (1 - 0.025 ** (1 / 9)) / 2
+    found = intervals.average([9, 0, 9], [9, 0, 0])
+    np.testing.assert_allclose(found, [0.5 - reach, 0.5, 0.5 + reach])
+    mixed, alone = intervals.average([90, 9], [45, 9]), intervals.average([90], [45])
+    assert mixed.high - mixed.estimate == pytest.approx((alone.high - 0.5) / 2, abs=0.006)
+    assert mixed.estimate - mixed.low == pytest.approx(np.hypot(0.05, reach), abs=0.006)
+
+
+@pytest.mark.parametrize("total", [[1000, 10], [3, 40, 5], [1, 1, 1], [5, 5, 80, 80]])
+def test_no_accuracies_below_the_interval_are_likely_to_have_all_images_right(total):
+    """Along every direction of error rates, and the best direction comes near the end."""
+    low, number = intervals.average(total, total).low, len(total)
+    directions = np.random.default_rng(0).dirichlet(np.full(number, 0.5), 2000)
+    steps = np.linspace(0, 1, 401)[:, None, None]
+    rates = steps * (directions / directions.max(axis=1, keepdims=True))[None]
+    is_likely = np.prod((1 - rates) ** total, axis=-1) >= 0.025
+    lowest = np.min(np.where(is_likely, 1 - rates.mean(axis=-1), 1))
+    assert low - 1e-9 <= lowest <= low + 0.01
+
+
+@pytest.mark.parametrize("truth, total", [([0.99] * 10, [30] * 10), ([0.9, 0.8], [1000, 3])])
+def test_average_is_covered_where_classes_often_have_no_error(truth, total):
+    rng = np.random.default_rng(0)
+    found = [intervals.average(total, rng.binomial(total, truth)) for _ in range(300)]
+    assert np.mean([low <= np.mean(truth) <= high for low, _, high in found]) >= 0.94
 
 
 def test_counts_of_a_narrow_type_do_not_wrap_and_parts_of_images_are_refused():

@@ -7,17 +7,21 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny import StopAfter, assemble, build, fit, run, tiny
 
 from fairmix_jax.lab import config as config_lib
+from fairmix_jax.methods import mixing
+from fairmix_jax.methods.bases import pgd_at
 from fairmix_jax.methods.training_attack import TrainingAttack
 from fairmix_jax.runtime import registry
 from fairmix_jax.runtime.errors import Interrupted, UsageError
 from fairmix_jax.training import assembly, loop
 from fairmix_jax.training.checkpoints import digest
 from fairmix_jax.training.settings import Optimizer
-from fairmix_jax.types import Batch, StepInput, ThreatModel, Weights
+from fairmix_jax.training.step import initial_state, make_train_step
+from fairmix_jax.types import Averaging, Batch, StepInput, ThreatModel, Weights
 
 
 @pytest.fixture(scope="module")
@@ -392,6 +396,33 @@ def test_parts_of_a_batch_give_the_step_of_the_whole():
     chex.assert_trees_all_close(parts[1].params, whole[1].params, atol=1e-4)
     chex.assert_trees_all_close(parts[2].loss, whole[2].loss, rtol=1e-4)
     assert parts[2].statistics.counts.total.tolist() == whole[2].statistics.counts.total.tolist()
+
+
+def test_a_donated_state_takes_no_array_of_the_weights_or_the_average_with_it():
+    given = jnp.arange(3.0)
+    keeps = Averaging(lambda w: w, lambda average, w, step: average, lambda average, w: average)
+    state = initial_state(
+        Weights({"a": given, "b": given}, {}), tx=optax.adam(0.1), averaging=keeps
+    )
+    leaves = jax.tree.leaves(state)
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
+    moved = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
+    np.testing.assert_array_equal(moved.params["b"], given + 1)
+    np.testing.assert_array_equal(moved.average.params["a"], given + 1)
+
+
+@pytest.mark.parametrize("stage", ["after_attack", "hidden"])
+def test_parts_of_a_batch_are_refused_where_images_are_mixed_after_the_attack(stage):
+    """Also of a step that no config made: a partner may lie in another part."""
+    model = build(tiny()).model
+    attack = TrainingAttack(ThreatModel("linf", 0.1), num_steps=1, step_size=0.1)
+    base, tx = pgd_at.make(model.apply, attack), optax.sgd(0.1)
+    late = mixing.make("same_class", 10, stage=stage)
+    step = make_train_step(base=base, tx=tx, mixing=late, num_classes=10, num_parts=2)
+    state = initial_state(Weights(*model.init(jax.random.key(0))), tx=tx)
+    batch = Batch(jnp.zeros((4, 8, 8, 1)), jnp.zeros(4, int), jnp.arange(4), jnp.ones(4, bool))
+    with pytest.raises(ValueError, match=f"num_parts=2 needs a mixing before .* not '{stage}'"):
+        step(state, batch, jax.random.key(0))
 
 
 def test_statistics_of_parts_are_those_of_ghost_batch_norm():

@@ -11,7 +11,7 @@ from jax import lax
 
 from fairmix_jax.attacks.losses import Objective, TargetedObjective, objective
 from fairmix_jax.attacks.one_batch import run_attack
-from fairmix_jax.attacks.projections import normalize, project, surface_start
+from fairmix_jax.attacks.projections import project, steepest_direction, surface_start
 from fairmix_jax.attacks.stepwise import Classifier, Example, Network, Stepwise, misclassified
 from fairmix_jax.runtime.inputs import check_whole
 from fairmix_jax.types import Array, Key, ThreatModel
@@ -139,7 +139,7 @@ def _evaluate(network: Network, example: Example, image: Array, loss_of: Callabl
     def once(key: Key):
         def evaluate(x: Array):
             logits = network(x, key)
-            return loss_of(logits), logits
+            return loss_of(logits).astype(x.dtype), logits
 
         (loss, logits), gradient = jax.value_and_grad(evaluate, has_aux=True)(image)
         return loss, logits, jnp.where(jnp.isfinite(gradient), gradient, 0.0)
@@ -196,8 +196,7 @@ def _move(state: State, gradient: Array, example: Example, count, *, norm, bound
     def inside(x: Array) -> Array:
         return project(x, center, norm=norm, epsilon=example.epsilon, bounds=bounds)
 
-    direction = jnp.sign(gradient) if norm == "linf" else normalize(gradient, norm)
-    stepped = inside(image + state.step_size * direction)
+    stepped = inside(image + state.step_size * steepest_direction(gradient, norm))
     ahead = jnp.where(count == 0, 1.0, _MOMENTUM)
     combined = image + ahead * (stepped - image) + (1 - ahead) * (image - state.previous)
     return state._replace(image=inside(combined), previous=image)

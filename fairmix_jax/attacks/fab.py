@@ -116,7 +116,7 @@ def _nearest_gap(logits_of: Callable, example: Example, image: Array, norm: str)
 
 def _towards(gap, gradient, clean: Array, image: Array, *, norm, bounds) -> Array:
     """The next point: across the hyperplane, drawn towards the clean image."""
-    level = jnp.sum(gradient * image) - gap
+    level = jnp.sum(gradient * image) - gap.astype(image.dtype)
     points = jnp.stack([image, clean])
     moves = jax.vmap(lambda x: to_hyperplane(x, gradient, level, norm=norm, bounds=bounds))(points)
     own, cleans = (jnp.maximum(lp_norm(move, norm), 1e-8) for move in moves)

@@ -38,13 +38,14 @@ def pgd(
     give fewer successes; nor does `"any_iterate"` give fewer than `"last_iterate"`.
 
     Edge cases: where the gradient is zero or not finite a step stays in place. Images of half
-    precision are attacked in float32, and the result is rounded to their type.
+    precision are attacked in float32, and the result is rounded to their type. Inside a model in
+    float16 gradients below 6e-8 vanish, and its robustness may be overrated: give bfloat16.
 
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`, any JAX function that does not couple
         examples: batch norm with running statistics. What it closes over stays as in its first
         call; for weights that change give `jax.tree_util.Partial(apply, weights)`.
-      key: of the random starts; consumed.
+      key: of the random starts; consumed. One that is not JAX's default, `rbg` say, only seeds one.
       images: `[B, H, W, C]` float, inside `threat.bounds`; the result has its type.
       labels: `[B]` int, the true classes.
       num_steps: static, at least 0.
@@ -71,6 +72,7 @@ def pgd(
     """
     if keep not in (kept := get_args(Keep)):
         raise ValueError(f"keep={keep!r} is unknown; choose one of {', '.join(kept)}")
+    inputs.check_function(logits_fn)
     inputs.check_batch(images, labels, threat)
     inputs.check_whole(0, num_steps=num_steps)
     inputs.check_whole(1, num_restarts=num_restarts)
@@ -80,6 +82,7 @@ def pgd(
     if start is not None and jnp.shape(start) != jnp.shape(images):
         raise ValueError(f"start has shape {jnp.shape(start)}; give {jnp.shape(images)}")
     dtype, images, labels = images.dtype, inputs.as_single(images), jnp.asarray(labels)
+    key = inputs.threefry(key)
     start = None if start is None else inputs.as_single(start)
     targets = labels if targets is None else targets
     targets = jnp.asarray(targets) if isinstance(targets, list) else targets

@@ -56,7 +56,7 @@ class Plan:
     @property
     def key(self) -> Key:
         """The root of all keys."""
-        return jax.random.key(self.seed)
+        return jax.random.key(self.seed, impl="threefry2x32")
 
     @cached_property
     def mesh(self) -> Mesh:

@@ -151,7 +151,9 @@ def _examples(queue: Queue, slots: Slots, *, is_start: bool = False) -> Example:
     row = jnp.minimum(slots.item, len(queue.labels) - 1)
 
     def keys(index: Array, run: Array, count: Array) -> tuple[Key, Key]:
-        of_example = jax.random.fold_in(jax.random.wrap_key_data(queue.key), index)
+        of_example = jax.random.fold_in(
+            jax.random.wrap_key_data(queue.key, impl="threefry2x32"), index
+        )
         start, step, network = jax.random.split(jax.random.fold_in(of_example, run), 3)
         own = start if is_start else jax.random.fold_in(step, count)
         return own, jax.random.fold_in(network, count)

@@ -94,7 +94,8 @@ def make(
         moved = propose(drawn, sides, jnp.asarray(stage_of)[query], example, state.best)
         image = jnp.where(count == 0, state.best, inside(moved, example))
         logits = network(image, example.network_key)
-        loss, is_wrong = -margin(logits, example.label), misclassified(logits, example.label)
+        loss = -margin(logits, example.label).astype(image.dtype)
+        is_wrong = misclassified(logits, example.label)
         is_lower = is_wrong | (loss < state.loss)
         return State(
             best=jnp.where(is_lower | (loss <= 0), image, state.best),

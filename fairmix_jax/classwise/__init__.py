@@ -36,9 +36,11 @@ def evaluate(
 
     The union counts an image as robust if it is classified correctly as it is, under every attack
     and at every iterate of PGD; it is added where there are two attacks or more, those of a subset
-    apart. The curve, too, counts every iterate. An example's random numbers depend on the seed, the
-    attack (of PGD and its kind the number of steps) and its row only. Of several processes all call
-    this; each attacks its share of the images, all return the whole, and the main one writes.
+    apart. The curve, too, counts every iterate, and an image that is broken at one radius as broken
+    at all larger ones, so it never rises; steps grow with the radius. An example's random numbers
+    depend on the seed, the attack (of PGD and its kind the number of steps) and its row only. Of
+    several processes all call this; each attacks its share of the images, all return the whole, and
+    the main one writes.
 
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`; must not couple examples. Weights

@@ -42,19 +42,31 @@ def average(class_total: ArrayLike, class_correct: ArrayLike) -> Interval:
     """Returns the percentile interval of the average over classes.
 
     Images are resampled with replacement within their class, 10,000 times, which for counts is a
-    binomial draw a class. The draw is fixed, so equal counts give equal intervals. At an average of
-    exactly 0 or 1, where resampling sees no variation, the end is that of a proportion of all
-    images (Clopper and Pearson 1934). Arguments as in `worst_class`.
+    binomial draw a class. The draw is fixed, so equal counts give equal intervals. Of classes with
+    accuracy 0 or 1 all resamples are equal: what these may hide is added in quadrature, exact where
+    all are 0 or all are 1. Arguments as in `worst_class`.
 
     Reference: Efron and Tibshirani 1993, chapter 13.
     """
     total, accuracy = _present(class_total, class_correct)
     draws = np.random.default_rng(0).binomial(total, accuracy, (_RESAMPLES, len(total)))
-    low, high = np.quantile(np.mean(draws / total, axis=1), (TAIL, 1 - TAIL))
-    edge = TAIL ** (1 / total.sum())
-    high = 1 - edge if not accuracy.any() else high
-    low = edge if accuracy.min() == 1 else low
-    return Interval(float(low), float(accuracy.mean()), float(high))
+    ends = np.quantile(np.mean(draws / total, axis=1), (TAIL, 1 - TAIL))
+    centre, hidden = accuracy.mean(), [_hidden(total[accuracy == end]) for end in (1, 0)]
+    below, above = np.hypot(np.abs(ends - centre), np.divide(hidden, len(total)))
+    return Interval(float(centre - below), float(centre), float(centre + above))
+
+
+def _hidden(sizes: np.ndarray) -> float:
+    """The largest sum of error rates that leaves no error in any image the chance `TAIL`.
+
+    Of all rates with `prod (1 - e_c)^n_c = TAIL` the sum is largest where `1 - e_c` is
+    `min(1, n_c / rate)`. One class gives the bound of Clopper and Pearson (1934), classes of equal
+    size that of all their images together.
+    """
+    sizes = np.sort(sizes).astype(float)
+    known = np.cumsum(sizes)
+    rates = np.exp((np.cumsum(sizes * np.log(sizes)) - np.log(TAIL)) / known)
+    return float(np.sum(1 - np.minimum(sizes / rates.min(initial=np.inf), 1)))
 
 
 def worst_class(class_total: ArrayLike, class_correct: ArrayLike) -> Interval:

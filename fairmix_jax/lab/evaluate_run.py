@@ -27,7 +27,7 @@ from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.runtime.json_files import write_json
 from fairmix_jax.runtime.provenance import provenance
 from fairmix_jax.training import assembly
-from fairmix_jax.training.checkpoints import digest, stored_weights
+from fairmix_jax.training.checkpoints import NORMALISATION, digest, stored_weights
 from fairmix_jax.training.settings import Settings
 from fairmix_jax.training.task import Task
 from fairmix_jax.types import CalibrationData, Weights
@@ -137,6 +137,13 @@ def load_weights(workdir: Path, which: str, task: Task) -> tuple[Weights, dict[s
             f"evaluate.weights={which!r} are not in workdir={str(workdir)!r}; "
             "train there first with --mode=train, and for 'best' with data.val_fraction > 0"
         )
+    for name in NORMALISATION:  # a checkpoint of an earlier version has none
+        own, now = restored[1].get(name, task.model_card[name]), task.model_card[name]
+        if own != now:
+            raise UsageError(
+                f"evaluate.weights={which!r} in workdir={str(workdir)!r} were trained on images of "
+                f"{name}={own}, those in data.dir have {now}; give the data.dir it was trained with"
+            )
     return restored
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from fairmix_jax.runtime.inputs import as_single
 from fairmix_jax.types import Array, Params, Source
 
 SOURCE = Source("Wu et al. 2020, arXiv 2004.05884", "csdongxian/AWP", "MIT")
@@ -19,8 +20,9 @@ def perturb(params: Params, gradient: Params, *, gamma: Array | float) -> Params
     def one(weight: Array, gradient: Array) -> Array:
         if weight.ndim < 2:
             return weight
+        wide, gradient = as_single(weight), as_single(gradient)
         length = jnp.linalg.norm(gradient.ravel())
-        factor = gamma * jnp.linalg.norm(weight.ravel()) / (length + 1e-20)
-        return weight + factor * gradient
+        factor = gamma * jnp.linalg.norm(wide.ravel()) / (length + 1e-20)
+        return (wide + factor * gradient).astype(weight.dtype)
 
     return jax.tree.map(one, params, gradient)

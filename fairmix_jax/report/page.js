@@ -52,7 +52,7 @@
     const parts = [];
     if (perMethod.includes(name)) parts.push(method.value);
     if (perAttack.includes(name)) parts.push(`under ${chartAttack()}`);
-    if (name === "radius") parts.push(`under ${rows[0].attack}`);
+    if (name === "radius") parts.push(`under ${rows[0].attack} at any iterate; images broken at a radius stay broken at larger ones`);
     const absent = chosen().filter((label) => !rows.some((r) => r.method === label));
     if (absent.length && !perMethod.includes(name)) parts.push(`no data: ${absent.join("; ")}`);
     return parts.join(", ");

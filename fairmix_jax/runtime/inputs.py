@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from fairmix_jax.types import Array, LogitsFn, ThreatModel
+from fairmix_jax.types import Array, Key, LogitsFn, ThreatModel
 
 _COUPLED = 1e-3  # of the largest logit; rounding in another place of a batch is far less
 
@@ -92,12 +92,22 @@ def check_rows(name: str, rows: Any, num_images: int) -> None:
         raise ValueError(f"{name} has shape {shape}, type {kind}; give integers of shape {wanted}")
 
 
+def check_function(logits_fn: Any) -> None:
+    """Checks that a model is a function, of images alone."""
+    if not callable(logits_fn):
+        raise ValueError(
+            f"logits_fn is of type {type(logits_fn).__name__}, no function of images; give one (a "
+            "Randomized model only to attacks.autoattack, with version='rand')"
+        )
+
+
 def checked_model(logits_fn: LogitsFn, labels: Any, targets: Any = None) -> LogitsFn:
     """Returns the model with logits that are `[B, K]` and, from half precision, float32.
 
     What it returns is checked while it is traced or called, and the labels, and targets if they
     are classes, against `K`.
     """
+    check_function(logits_fn)
 
     def checked(images: Array) -> Array:
         logits = checked_logits(logits_fn(images), len(images))
@@ -127,6 +137,7 @@ def check_apart(logits_fn: LogitsFn, images: Array | np.ndarray) -> None:
 
     It is called on up to four images, on the same in another order, and on the first one repeated.
     """
+    check_function(logits_fn)
     model = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
     several = np.asarray(images)[np.unique(np.linspace(0, len(images) - 1, 4).astype(int))]
     logits = np.asarray(_forward(model, several))
@@ -140,13 +151,23 @@ def check_apart(logits_fn: LogitsFn, images: Array | np.ndarray) -> None:
         raise ValueError(
             f"logits_fn answers an image with logits that differ by {difference:.3g} when the "
             "other images of its batch or its place there change; give a model that judges every "
-            "image by itself, e.g. batch norm with running statistics, no dropout"
+            "image by itself, and always alike, e.g. batch norm with running statistics, no dropout"
         )
 
 
 @jax.jit
 def _forward(model: Partial, images: Array) -> Array:
     return checked_logits(model(images), len(images))
+
+
+def threefry(key: Key) -> Key:
+    """Returns a key whose draws under `vmap` are those of each key alone, as JAX's default has.
+
+    Of other kinds, as `rbg`, what one example draws depends on the others of its batch.
+    """
+    if "threefry" in str(jax.random.key_impl(key)):
+        return key
+    return jax.random.wrap_key_data(jax.random.bits(key, (2,), "uint32"), impl="threefry2x32")
 
 
 def as_single(values: Any) -> Any:

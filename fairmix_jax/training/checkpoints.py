@@ -102,6 +102,10 @@ class Checkpoints(contextlib.nullcontext):
         (self._directory / str(step)).rename(target)
 
 
+NORMALISATION = ("mean", "std")
+"""What of a `model_card` the images decide; no weights fit another."""
+
+
 class KeptWeights:
     """The best weights so far and, at the end, the last ones, each in a checkpoint of its own.
 
@@ -109,9 +113,12 @@ class KeptWeights:
     the next best must not take their place. That, or damage, is a `UsageError`.
     """
 
-    def __init__(self, folder: Path, template: Weights, facts: Mapping[str, Any]):
+    def __init__(
+        self, folder: Path, template: Weights, facts: Mapping[str, Any], card: Mapping[str, Any]
+    ):
         """Takes the facts of the state that the run goes on from, none at the start."""
         self._template, self.facts = template, {"best": facts.get("best", 0)}
+        self._own = {name: card[name] for name in NORMALISATION}
         self._best = Checkpoints(folder / "best", max_to_keep=1)
         self._last = Checkpoints(folder / "last", max_to_keep=1)
         found = self._best.restore_latest(template, since=self.facts["best"])
@@ -120,13 +127,13 @@ class KeptWeights:
     def offer(self, step: int, weights: Weights, score: float) -> None:
         """Keeps the weights if their score is the best so far."""
         if score > self._best_score:
-            self._best.save(step, weights, score=score)
+            self._best.save(step, weights, score=score, **self._own)
             self._best_score, self.facts = score, {"best": step}
 
     def save_last(self, step: int, weights: Weights) -> None:
         """Keeps the last weights, also in place of damaged ones."""
         if self._last.restore_latest(self._template) is None:
-            self._last.save(step, weights)
+            self._last.save(step, weights, **self._own)
 
 
 def stored_weights(workdir: Path, which: str, model: Model) -> tuple[Weights, dict] | None:

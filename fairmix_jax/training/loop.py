@@ -66,7 +66,7 @@ def fit(settings: Settings, task: Task, workdir: Path) -> str:
                 f"{settings.data.name!r} has now; put those back, or give another --workdir"
             )
         weights = trainer.evaluated_weights(trainer.initial_state)
-        step, kept = int(state.step), KeptWeights(folder, weights, facts)
+        step, kept = int(state.step), KeptWeights(folder, weights, facts, task.model_card)
         if step == total_steps:
             kept.save_last(step, trainer.evaluated_weights(state))
             return digest(state)

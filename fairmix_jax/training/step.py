@@ -15,6 +15,7 @@ from fairmix_jax.methods.averaging import none as no_averaging
 from fairmix_jax.methods.mixing import Mixing
 from fairmix_jax.methods.mixing import make as make_mixing
 from fairmix_jax.methods.rules import none as no_rule
+from fairmix_jax.runtime.inputs import threefry
 
 Augment = Callable[[t.Key, t.Array], t.Array]
 
@@ -35,8 +36,10 @@ def initial_state(
 ) -> t.TrainState:  # fmt: skip
     """Returns the state before the first step; arguments as in `make_train_step`.
 
-    Guarantee: no two of its arrays are one, so that it may be donated.
+    Guarantee: no two of its arrays are one, nor one of the weights given, so that it may be
+    donated and the weights are still there.
     """
+    weights = jax.tree.map(jnp.array, weights)
     rule_state = rule.init() if rule else ()
     average = averaging.init(weights) if averaging else ()
     step, opt_state = jnp.asarray(0, jnp.int32), tx.init(weights.params)
@@ -80,7 +83,8 @@ def make_train_step(
       awp_from_step: steps before it are not perturbed.
       num_parts: attack and gradient go through equal parts of the augmented and mixed batch
         one after another, and the gradients are averaged, in a part's memory. Batch norm,
-        the rule and the weight perturbation take each part for a batch.
+        the rule and the weight perturbation take each part for a batch. A ValueError if what is
+        mixed is mixed after the attack.
 
     Returns: `(state, batch, key) -> (state, metrics)`; the batch has no padding.
     """
@@ -92,7 +96,8 @@ def make_train_step(
     of_part = partial(_gradient_of_part, base, rule, awp_gamma, awp_from_step)
 
     def train_step(state: t.TrainState, batch: t.Batch, key: t.Key) -> tuple:
-        augment_key, mixing_key, base_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
+        own_key = jax.random.fold_in(threefry(key), state.step)
+        augment_key, mixing_key, base_key = jax.random.split(own_key, 3)
         knobs, labels = rule.knobs(state.rule_state), batch.labels
         strength = jnp.where(state.step < mixing_steps, knobs.mixing, 0.0)
         images = augment(augment_key, batch.images) if augment else batch.images
@@ -154,7 +159,12 @@ def _accumulated(
     """
     if num_parts == 1:
         return of_part(rule_state, inputs, batch, key)
-    functions: dict[str, Any] = {"after_attack": inputs.after_attack, "hidden": inputs.hidden}
+    functions = {name: t.StepInput._field_defaults[name] for name in ("after_attack", "hidden")}
+    if late := [name for name, none in functions.items() if getattr(inputs, name) is not none]:
+        raise ValueError(
+            f"num_parts={num_parts} needs a mixing before the attack, not {late[0]!r}, whose "
+            "partners may lie in another part; give num_parts=1"
+        )
     arrays: dict[str, Any] = {"index": jnp.arange(len(batch.labels))} | dict.fromkeys(functions)
 
     def one(rule_state: Any, part: tuple[t.StepInput, t.Batch]) -> Any:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from fairmix_jax.methods.averaging import checked
+from fairmix_jax.methods.averaging import checked, start
 from fairmix_jax.types import Array, Averaging, ShareBelowOne, Source, Weights
 
 SOURCE = Source(
@@ -17,14 +17,17 @@ def make(*, decay: ShareBelowOne = 0.999) -> Averaging:
 
     The decay ramps up, `d = min(decay, (1 + t) / (10 + t))` after `t` steps, so that the
     random initial weights are soon forgotten. A `decay` of 0.999 remembers about the last 1,000
-    steps, 0 evaluates the current weights.
+    steps, 0 evaluates the current weights. Of half precision it is kept in float32.
     """
 
     def update(average: Weights, weights: Weights, step: Array) -> Weights:
         t = step.astype(jnp.float32)
         rate = jnp.minimum(decay, (1 + t) / (10 + t))
-        return jax.tree.map(lambda a, w: rate * a + (1 - rate) * w, average, weights)
+        return jax.tree.map(
+            lambda a, w: rate * a + (1 - rate) * w.astype(a.dtype), average, weights
+        )
 
-    return Averaging(
-        lambda weights: jax.tree.map(jnp.copy, weights), update, lambda average, weights: average
-    )
+    def weights(average: Weights, current: Weights) -> Weights:
+        return jax.tree.map(lambda a, w: a.astype(w.dtype), average, current)
+
+    return Averaging(start, update, weights)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from fairmix_jax.methods.averaging import checked
+from fairmix_jax.methods.averaging import checked, start
 from fairmix_jax.methods.class_statistics import accuracy
 from fairmix_jax.types import Averaging, ClassCounts, Share, ShareBelowOne, Source, Weights
 
@@ -27,21 +27,23 @@ def make(*, decay: ShareBelowOne = 0.85, threshold: Share = 0.2) -> Averaging:
     """
 
     def init(weights: Weights):
-        return {"weights": jax.tree.map(jnp.copy, weights), "has_begun": jnp.asarray(False)}
+        return {"weights": start(weights), "has_begun": jnp.asarray(False)}
 
     def end_epoch(average, weights: Weights, robust: ClassCounts):
         is_fair = jnp.min(accuracy(robust, absent=1.0)) >= threshold
         rate = jnp.where(average["has_begun"], decay, 0.0)
 
         def moved(a, w):
-            return jnp.where(is_fair, rate * a + (1 - rate) * w, a)
+            return jnp.where(is_fair, rate * a + (1 - rate) * w.astype(a.dtype), a)
 
         updated = jax.tree.map(moved, average["weights"], weights)
         return {"weights": updated, "has_begun": average["has_begun"] | is_fair}
 
     def chosen(average, weights: Weights) -> Weights:
         return jax.tree.map(
-            lambda a, w: jnp.where(average["has_begun"], a, w), average["weights"], weights
+            lambda a, w: jnp.where(average["has_begun"], a.astype(w.dtype), w),
+            average["weights"],
+            weights,
         )
 
     return Averaging(

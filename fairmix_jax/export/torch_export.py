@@ -85,16 +85,16 @@ def _layers(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         len(card["classes"]), **registry.arguments("models", chosen)
     )
     places = [(s, b) for s, blocks in enumerate(module.blocks, 1) for b in range(blocks)]
+    kind = "PreActBlock" if is_preact else module.block.__name__
+    numbers = (1, 2, 3) if kind == "Bottleneck" else (1, 2)
     for number, (stage, block) in enumerate(places):
-        ours = f"{'PreActBlock' if is_preact else 'BasicBlock'}_{number}"
-        theirs = f"layer{stage}.{block}"
-        convolutions = ["conv1", "conv2", "shortcut.0"]
+        convolutions = [*(f"conv{n}" for n in numbers), "shortcut.0"]
         if is_preact and block == 0 and (stage > 1 or module.stem != module.features[0]):
             convolutions = ["shortcut.0", "conv1", "conv2"]  # the shape changes; it comes first
         for n, name in enumerate(convolutions):
-            yield f"{ours}/Conv_{n}", f"{theirs}.{name}"
-        for n, name in enumerate(("bn1", "bn2", "shortcut.1")):
-            yield f"{ours}/Norm_{n}", f"{theirs}.{name}"
+            yield f"{kind}_{number}/Conv_{n}", f"layer{stage}.{block}.{name}"
+        for n, name in enumerate([*(f"bn{n}" for n in numbers), "shortcut.1"]):
+            yield f"{kind}_{number}/Norm_{n}", f"layer{stage}.{block}.{name}"
 
 
 def export(workdir: Path, output: Path) -> None:

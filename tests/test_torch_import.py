@@ -20,7 +20,7 @@ from conftest import ROOT
 from safetensors.numpy import load_file, save_file
 from torch_files import Call, Name, Storage, legacy, pickled, tensor, zipped
 
-from fairmix_jax.export import _torch_file, _zoo, load_model, save_model, torch_export, torch_import
+from fairmix_jax.export import _torch_file, _zoo, load_model, save_model, torch_export
 from fairmix_jax.export._torch_names import state_dict
 from fairmix_jax.export.torch_import import Told, import_model
 from fairmix_jax.models.described import build_model, weights_template
@@ -118,9 +118,14 @@ def float8():
     return Call(rebuild, Storage(np.zeros(3, "f4")), 0, (3,), (1,), Name("torch", "float8_e4m3fn"))
 
 
-def dotted(*values):
-    """A state dict whose bias is a view that no storage holds."""
-    return HEAD | {"linear.bias": tensor(Storage(np.ones(3, "f4")), *values)}
+def biased(storage, *view):
+    """A state dict whose bias is a view of a storage."""
+    return HEAD | {"linear.bias": tensor(storage, *view)}
+
+
+def dotted(*view):
+    """A state dict whose bias is a view of a storage of three numbers."""
+    return biased(Storage(np.ones(3, "f4")), *view)
 
 
 REFUSED = {  # what a file holds, and what is said
@@ -130,7 +135,7 @@ REFUSED = {  # what a file holds, and what is said
     "arguments of a script": ({"net": HEAD, "args": Call(Name("argparse", "Namespace"))},
                               r"asks for argparse\.Namespace"),
     "float8": (HEAD | {"linear.bias": float8()}, r"asks for torch\.(float8|_utils\._rebuild_t.*3)"),
-    "complex": (HEAD | {"linear.bias": tensor(Storage(np.ones(3, "f4"), kind="ComplexFloat"), 0, (3,))},
+    "complex": (biased(Storage(np.ones(3, "f4"), kind="ComplexFloat"), 0, (3,)),
                 r"asks for torch\.ComplexFloatStorage"),
     "quantised": (HEAD | {"q": Call(Name("torch._utils", "_rebuild_qtensor"))}, "_rebuild_qtensor"),
     "a stride out of bounds": (dotted(0, (3,), (2,)), "reaches beyond its storage"),
@@ -139,9 +144,9 @@ REFUSED = {  # what a file holds, and what is said
     "a huge stride": (dotted(0, (3,), (2**62,)), "reaches beyond its storage"),
     "a size that is no number": (dotted(0, (3.0,), (1,)), "no number, or negative"),
     "a storage that is longer than told": (
-        HEAD | {"linear.bias": tensor(Storage(np.ones(4, "f4"), count=3), 0, (3,))}, "as it should be"),
+        biased(Storage(np.ones(4, "f4"), count=3), 0, (3,)), "as it should be"),
     "a storage that is shorter than told": (
-        HEAD | {"linear.bias": tensor(Storage(np.ones(2, "f4"), count=3), 0, (3,))}, "as it should be"),
+        biased(Storage(np.ones(2, "f4"), count=3), 0, (3,)), "as it should be"),
     "numbers that are shared by all": (
         dict.fromkeys(map(str, range(9)), tensor(Storage(np.ones(9000, "f4")), 0, (9000,))),
         "share numbers"),
@@ -226,7 +231,7 @@ def test_a_file_that_is_cut_short_is_refused_wherever_it_is_cut(tmp_path):
         whole = form(HEAD)
         for size in (0, 1, 10, 100, len(whole) // 2, len(whole) - 40, len(whole) - 1):
             (tmp_path / "f.pt").write_bytes(whole[:size])
-            with pytest.raises(UsageError, match="damaged, or no file|asks for collections.O,"):
+            with pytest.raises(UsageError, match=r"damaged, or no file|asks for coll"):
                 import_model(tmp_path / "f.pt", tmp_path / "out", TOLD)
     save_file(HEAD, tmp_path / "f.safetensors")
     whole = (tmp_path / "f.safetensors").read_bytes()

@@ -5,6 +5,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -54,8 +55,7 @@ def tensor(values, offset=0, shape=None, strides=None):
 
 
 class _Pickler(pickle._Pickler):
-    dispatch = dict(pickle._Pickler.dispatch)
-    dispatch[Name] = lambda self, name: self.write(name.line)
+    dispatch: ClassVar = pickle._Pickler.dispatch | {Name: lambda self, name: self.write(name.line)}
 
     def __init__(self, file):
         super().__init__(file, 2)

@@ -1,4 +1,4 @@
-"""State dicts of other people: where a file has them, and their names as `torch_export` writes them."""
+"""State dicts of other people: where a file has them, and by the names of `torch_export`."""
 
 import re
 from collections.abc import Mapping, Sequence

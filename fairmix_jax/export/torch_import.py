@@ -55,7 +55,10 @@ class Told(NamedTuple):
     licence: str = ""
 
 
-def import_model(file: Path, output: Path, told: Told = Told()) -> tuple[str, dict[str, Any]]:
+_NOTHING = Told()
+
+
+def import_model(file: Path, output: Path, told: Told = _NOTHING) -> tuple[str, dict[str, Any]]:
     """Writes `model.safetensors` and `model.json` of the model in a file to a folder.
 
     Returns what its layers' names say of it in words, and the content of `model.json`. A
@@ -87,7 +90,7 @@ def import_model(file: Path, output: Path, told: Told = Told()) -> tuple[str, di
 def _own_card(file: Path, told: Told, sha256: str) -> dict[str, Any]:
     """The card that our export wrote beside a file; empty if something else is told of it."""
     path = file.with_name("model.json")
-    if told._replace(licence="", key="") != Told() or not path.is_file():
+    if told._replace(licence="", key="") != _NOTHING or not path.is_file():
         return {}
     card = json_files.load(path)
     return card if card.pop("torch_sha256", "") == sha256 else {}
@@ -113,8 +116,8 @@ def _card(
     classes = _zoo.CLASSES.get(chosen) or [name for name in chosen.split(",") if name]
     if not len(classes) == len({*classes}) == number:
         raise UsageError(
-            f"--classes={chosen!r} are not the {number} classes of its last layer; give their names "
-            "in the order of labels, with commas between them"
+            f"--classes={chosen!r} are not the {number} classes of its last layer; give their "
+            "names in the order of labels, with commas between them"
         )
     channels = shapes["conv1.weight"][1] if "conv1.weight" in shapes else 1
     mean, std = entry.normalisation if entry else ((0.0,) * channels, (1.0,) * channels)
@@ -123,7 +126,7 @@ def _card(
     if {"mu", "sigma"} <= tensors.keys():
         mean, std = (tensors.pop(n).array().astype(float).ravel().tolist() for n in ("mu", "sigma"))
     model = described(shapes) | dict(family.options) | dict(told.model)
-    card = {
+    card: dict[str, Any] = {
         "model": {"name": model["name"]} | registry.arguments("models", model),
         "image_shape": list(told.image_shape or (32, 32, channels)),
         "mean": list(told.mean or mean), "std": list(told.std or std), "classes": classes,

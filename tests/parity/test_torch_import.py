@@ -19,10 +19,9 @@ import pytest
 from PIL import Image
 from test_torch_networks import close
 
-from fairmix_jax.export import _torch_names, load_model, torch_export, torch_import
+from fairmix_jax.export import _torch_names, load_model, torch_import
 from fairmix_jax.export._torch_file import Tensor
 from fairmix_jax.export.torch_import import Told, import_model
-from fairmix_jax.models.described import build_model
 from fairmix_jax.runtime.errors import UsageError
 
 torch = pytest.importorskip("torch")

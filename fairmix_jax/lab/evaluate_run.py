@@ -21,7 +21,7 @@ from fairmix_jax.export import model_card
 from fairmix_jax.lab.schema import as_plain
 from fairmix_jax.lab.workdir import holds_run, record, recorded
 from fairmix_jax.models.described import logits_partial, weights_template
-from fairmix_jax.runtime import VERSION, processes
+from fairmix_jax.runtime import VERSION, processes, registry
 from fairmix_jax.runtime.console import console, working
 from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.runtime.json_files import read_json, write_json
@@ -250,7 +250,8 @@ def has_weights(workdir: Path, which: str, task: Task) -> bool:
 
 def _exported(path: str, task: Task) -> tuple[Weights, dict[str, Any]]:
     try:
-        card, own = export.read_card(path), json.loads(json.dumps(task.model_card))
+        card = registry.completed(export.read_card(path))
+        own = json.loads(json.dumps(task.model_card))
         if differing := [name for name in own if card.get(name) != own[name]]:
             raise ValueError(f"its {differing[0]} is {card.get(differing[0])}")
         weights = export.read_weights(path, weights_template(task.model))

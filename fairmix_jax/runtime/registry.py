@@ -106,8 +106,8 @@ def completed(content: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(content)
     for section in AXES.keys() & found.keys():
         chosen, axis = found[section], AXES[section]
-        if isinstance(chosen, Mapping) and chosen.get("name") in names(axis):
-            defaults = json.dumps(parameters(axis, chosen["name"]))
+        if isinstance(chosen, Mapping) and (name := chosen.get("name")) in names(axis):
+            defaults = json.dumps({"name": name} | parameters(axis, name))
             found[section] = json.loads(defaults) | dict(chosen)
     return found
 

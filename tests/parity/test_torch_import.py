@@ -19,7 +19,14 @@ import pytest
 from PIL import Image
 from test_torch_networks import close
 
-from fairmix_jax.export import _torch_names, load_model, read_card, read_weights, torch_import
+from fairmix_jax.export import (
+    _torch_file,
+    _torch_names,
+    load_model,
+    read_card,
+    read_weights,
+    torch_import,
+)
 from fairmix_jax.export._torch_file import Tensor
 from fairmix_jax.export.torch_import import Told, import_model
 from fairmix_jax.models.described import build_model, weights_template
@@ -184,6 +191,55 @@ def test_logits_and_input_gradients_are_the_zoo_s(name, images, tmp_path):
     logits, gradient = theirs(module, images)
     close(jax.jit(load_model(tmp_path / "zip")[0])(images), logits, 1e-4)
     close(our_gradient(tmp_path / "zip", images), gradient, 1e-6)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_tensors_of_all_kinds_are_read_as_pytorch_wrote_them(form, tmp_path):
+    """Halves, integers, views that share a storage, parameters, beside an optimizer's state."""
+    whole = torch.arange(12.0).reshape(3, 4)
+    state = {
+        "half": torch.tensor([0.1, -2]).half(), "bfloat16": torch.tensor([0.1, -2]).bfloat16(),
+        "double": torch.tensor(0.1).double(), "long": torch.arange(3), "bool": torch.ones(2) > 0,
+        "transposed": whole.T, "column": whole[:, 1], "none": torch.zeros(0, 3),
+        "parameter": torch.nn.Parameter(whole[1:]), "expanded": torch.ones(1).expand(5),
+    }  # fmt: skip
+    optimizer = torch.optim.Adam([state["parameter"]])
+    state["parameter"].sum().backward()
+    optimizer.step()
+    content = {"epoch": 3, "lr": 0.1, "optimizer": optimizer.state_dict(), "state_dict": state}
+    file = written(content, tmp_path / "f.pt", form)
+    with _torch_file.opened(file) as found:
+        name, tensors = _torch_names.state_dict(found)
+        assert name == "state_dict" and list(tensors) == list(state)
+        for name, tensor in tensors.items():
+            expected = state[name].detach()
+            assert tensor.shape == tuple(expected.shape)
+            assert f"torch.{tensor.dtype}" == str(expected.dtype)
+            np.testing.assert_array_equal(
+                tensor.array().astype(np.float64), expected.double().numpy()
+            )
+
+
+UNREAD = {
+    "float8": (lambda: {"w": torch.zeros(2).to(torch.float8_e4m3fn)}, "_rebuild_tensor_v3"),
+    "complex": (lambda: {"w": torch.zeros(2, dtype=torch.complex64)}, "ComplexFloatStorage"),
+    "quantised": (
+        lambda: {"w": torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8)},
+        "_rebuild_qtensor",
+    ),
+    "a model": (lambda: torch.nn.Linear(1, 1), r"torch\.nn\.modules\.linear\.Linear"),
+    "a number of NumPy": (lambda: {"state_dict": {}, "time": np.float64(3)}, r"multiarray\.scalar"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # quantised tensors are deprecated
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+@pytest.mark.parametrize("what", UNREAD)
+def test_what_else_pytorch_writes_is_refused(what, form, tmp_path):
+    make, said = UNREAD[what]
+    file = written(make(), tmp_path / "f.pt", form)
+    with pytest.raises(UsageError, match=f"{said}.*none of it was run"):
+        import_model(file, tmp_path / "out", Told())
 
 
 WRONG = {  # the network, and what is told of it that is not so

@@ -3,6 +3,7 @@
 Here without PyTorch; tests/parity has files that it wrote and networks that it computed.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -255,6 +256,16 @@ def test_no_flipped_bit_of_a_zip_makes_another_model_unseen(tmp_path):
             np.testing.assert_array_equal(array, HEAD[name])
 
 
+def test_no_flipped_bit_of_the_older_format_does_more_than_change_numbers(tmp_path):
+    whole, rng = legacy(HEAD), np.random.default_rng(1)
+    for place in rng.integers(len(whole), size=300):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << rng.integers(8)
+        (tmp_path / "f.pt").write_bytes(flipped)
+        with contextlib.suppress(UsageError):
+            assert len(read_only(tmp_path / "f.pt")) == 2
+
+
 def read_only(path):
     with _torch_file.opened(path) as found:
         return {name: value.array() for name, value in state_dict(found)[1].items()}
@@ -406,6 +417,19 @@ def test_what_is_told_has_to_fit(tmp_path):
     (tmp_path / "run" / "run.json").write_text("{}")
     with pytest.raises(UsageError, match="holds a run; give a folder of its own"):
         import_model(tmp_path / "f.pt", tmp_path / "run", TOLD)
+
+
+def test_what_was_assumed_is_kept_and_an_own_export_keeps_its_source(tmp_path):
+    (tmp_path / "f.pt").write_bytes(zipped(HEAD))
+    _, card = import_model(tmp_path / "f.pt", tmp_path / "out", TOLD._replace(std=(), licence="X"))
+    assert card["std"] == [1.0] and card["source"]["assumed"] == ["std"]
+    (tmp_path / "model.json").write_text("{}")  # of something else, so it is not looked at
+    _, card = import_model(tmp_path / "f.pt", tmp_path / "out", TOLD._replace(licence="X"))
+    assert card["source"]["assumed"] == [] and card["source"]["parameters"] == 15
+    torch_export.export(tmp_path / "out", tmp_path / "torch")
+    _, again = import_model(tmp_path / "torch" / "model_torch.safetensors", tmp_path / "again")
+    assert again["source"]["licence"] == "X" and again["sha256"] == card["sha256"]
+    assert again["source"]["file"] == "model_torch.safetensors"
 
 
 def test_the_command_says_what_it_found_and_what_it_wants(tmp_path):

@@ -159,10 +159,10 @@ def _zipped(archive: zipfile.ZipFile, size: int) -> Any:
         raise ValueError("its members are compressed or encrypted, which torch.save never does")
     if sum(m.file_size for m in members) > size:
         raise ValueError("its members are larger than it is")
-    root, *more = (m.filename for m in members if m.filename.endswith("/data.pkl"))
-    if more:
-        raise ValueError("it holds two pickles")
-    root = root.removesuffix("data.pkl")
+    roots = [m.filename for m in members if m.filename.endswith("/data.pkl")]
+    if len(roots) != 1:
+        raise ValueError(f"it holds {len(roots)} pickles of torch.save")
+    root = roots[0].removesuffix("data.pkl")
     if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
         raise UsageError(f"its numbers are big-endian; {_CONVERT}")
     content = io.BytesIO(archive.read(f"{root}data.pkl"))

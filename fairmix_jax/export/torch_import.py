@@ -69,7 +69,6 @@ def import_model(file: Path, output: Path, told: Told = _NOTHING) -> tuple[str, 
     entry = _zoo.entry(told.zoo) if told.zoo else None
     with file.open("rb") as raw:
         sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
-    licence = told.licence or (entry.licence if entry else "")
     with _torch_file.opened(file) as content:
         key, tensors = state_dict(content, told.key)
         if sum(map(_torch_file.nbytes, tensors.values())) > 2 * file.stat().st_size:
@@ -80,8 +79,11 @@ def import_model(file: Path, output: Path, told: Told = _NOTHING) -> tuple[str, 
         else:
             card, what = _card(tensors, family, told, entry), family.what
         weights = _weights(tensors, card)
-    source = {"file": file.name, "sha256": sha256, "zoo": told.zoo, "licence": licence}
-    source["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(weights.params))
+    known = {"zoo": "", "licence": entry.licence if entry else "", "assumed": []}
+    chosen = {name: value for name in ("zoo", "licence") if (value := getattr(told, name))}
+    number = sum(leaf.size for leaf in jax.tree.leaves(weights.params))
+    own = {"file": file.name, "sha256": sha256, "parameters": number}
+    source = known | card.get("source", {}) | own | chosen
     facts = {"dataset": _dataset(card["classes"]), "threat": {}, "weights": "imported"} | card
     save_model(output, weights, card | {"source": source}, facts)
     return f"{key or 'the whole'}: {what}", json_files.load(output / "model.json")
@@ -90,10 +92,11 @@ def import_model(file: Path, output: Path, told: Told = _NOTHING) -> tuple[str, 
 def _own_card(file: Path, told: Told, sha256: str) -> dict[str, Any]:
     """The card that our export wrote beside a file; empty if something else is told of it."""
     path = file.with_name("model.json")
-    if told._replace(licence="", key="") != _NOTHING or not path.is_file():
+    is_ours = path.is_file() and b'"torch_sha256"' in path.read_bytes()
+    if not is_ours or told._replace(licence="", key="") != _NOTHING:
         return {}
     card = json_files.load(path)
-    return card if card.pop("torch_sha256", "") == sha256 else {}
+    return card if card.pop("torch_sha256") == sha256 else {}
 
 
 def _dataset(classes: Sequence[str]) -> str:
@@ -110,20 +113,19 @@ def _card(
     if "linear.bias" not in tensors:
         raise UsageError(f"it has no last layer with a bias that is known; see {listed(tensors)}")
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    number = shapes["linear.bias"][0]
-    usual = {len(names): dataset for dataset, names in _zoo.CLASSES.items()}.get(number, "")
-    chosen = told.classes or (entry.dataset if entry else usual)
+    number, channels = shapes["linear.bias"][0], shapes.get("conv1.weight", (0, 1))[1]
+    usual = {(len(names), 3): dataset for dataset, names in _zoo.CLASSES.items()}
+    chosen = told.classes or (entry.dataset if entry else usual.get((number, channels), ""))
     classes = _zoo.CLASSES.get(chosen) or [name for name in chosen.split(",") if name]
     if not len(classes) == len({*classes}) == number:
         raise UsageError(
             f"--classes={chosen!r} are not the {number} classes of its last layer; give their "
             "names in the order of labels, with commas between them"
         )
-    channels = shapes["conv1.weight"][1] if "conv1.weight" in shapes else 1
     mean, std = entry.normalisation if entry else ((0.0,) * channels, (1.0,) * channels)
     if family.options:
         mean, std = _zoo.DEEPMIND.get(_dataset(classes), (mean, std))
-    if {"mu", "sigma"} <= tensors.keys():
+    if has_constants := {"mu", "sigma"} <= tensors.keys():
         mean, std = (tensors.pop(n).array().astype(float).ravel().tolist() for n in ("mu", "sigma"))
     model = described(shapes) | dict(family.options) | dict(told.model)
     card: dict[str, Any] = {
@@ -131,6 +133,9 @@ def _card(
         "image_shape": list(told.image_shape or (32, 32, channels)),
         "mean": list(told.mean or mean), "std": list(told.std or std), "classes": classes,
     }  # fmt: skip
+    if not entry:
+        told = told._replace(mean=card["mean"], std=card["std"]) if has_constants else told
+        card["source"] = {"assumed": _assumed(card["model"], told)}
     for name in ("mean", "std"):
         are_sound = all(math.isfinite(n) and (n > 0 or name == "mean") for n in card[name])
         if not are_sound or len(card[name]) != card["image_shape"][-1]:
@@ -140,6 +145,16 @@ def _card(
                 f"a {kind} for each channel, with commas between them"
             )
     return card
+
+
+def _assumed(model: Mapping[str, Any], told: Told) -> list[str]:
+    """What neither the file shows nor anybody has told."""
+    options = [
+        name for name in ("activation", "shortcut") if name in model.keys() - told.model.keys()
+    ]
+    shown = ["shortcut"] if model.get("shortcut") == "raw3x3" else []
+    constants = [name for name in ("mean", "std", "classes") if not getattr(told, name)]
+    return [name for name in (*options, *constants) if name not in shown]
 
 
 def _weights(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> Weights:
@@ -222,7 +237,8 @@ def main() -> None:
     for name in _CARD[1:]:
         print(f"  {name:<12} {', '.join(map(str, card[name]))}")
     print(f"  licence      {card['source']['licence'] or 'not told'}")
-    print("  check what the file does not show: activation, shortcut, mean, std, order of classes")
+    if assumed := card["source"]["assumed"]:
+        print(f"  assumed      {', '.join(assumed)}: the file does not show them, so check them")
     print(f"{output}: model.safetensors, model.json")
 
 

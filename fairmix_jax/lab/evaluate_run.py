@@ -83,6 +83,9 @@ def run(settings: Settings, task: Task, directory: Path) -> dict[str, Any]:
         "settings": as_plain(given) | {"attacks": found["settings"]["attacks"]},
         "provenance": provenance(), **{k: facts[k] for k in ("calibration",) if k in facts},
     }  # fmt: skip
+    if source := facts.get("source"):  # no method of this config trained it
+        after = [facts[k]["name"] for k in ("calibration",) if k in facts]
+        evaluation["method"] = ", ".join([source["zoo"] or source["file"], *after])
     if processes.is_main():
         export.save_model(directory, weights, task.model_card | facts, evaluation)
         model_card.write(directory, evaluation, bounds=task.threat.bounds)

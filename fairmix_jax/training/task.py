@@ -102,17 +102,12 @@ def _of_file(settings: Settings, own: dict[str, Any]) -> dict[str, Any]:
         if is_hot_start:  # its mean and std are the network's also after training
             raise UsageError(f"{field}={path!r}: {error}; put file and card there") from error
         return own  # whoever reads the weights says that they are not there
-    given = [dict(found, model=_complete(found["model"])) for found in (card, own)]
+    card, ours = map(registry.completed, (card, own))
     for name in ("image_shape", "classes", *["model"] * is_hot_start):
-        theirs, ours = (found[name] for found in given)
-        if theirs != ours:
+        if card[name] != ours[name]:
             raise UsageError(
                 f"{field}={path!r} does not fit this config: its {name} is "
-                f"{declared.shown(theirs)}, here {declared.shown(ours)}; change the config, or "
-                "give another file"
+                f"{declared.shown(card[name])}, here {declared.shown(ours[name])}; change the "
+                "config, or give another file"
             )
     return {name: card[name] for name in own}
-
-
-def _complete(model: dict[str, Any]) -> dict[str, Any]:
-    return {"name": model["name"]} | registry.arguments("models", model)

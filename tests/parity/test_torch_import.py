@@ -258,7 +258,10 @@ def test_a_trained_model_is_imported_by_the_command(tmp_path, monkeypatch, capsy
     file = resources.files(pytest.importorskip("pyautoattack")) / "examples" / "model_test.pt"
     monkeypatch.setattr(sys, "argv", ["torch_import", str(file), str(tmp_path / "out")])
     torch_import.main()
-    assert "resnet depth=18 width=64 norm=batch" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (
+        "resnet depth=18 width=64 norm=batch" in said and "assumed      mean, std, classes" in said
+    )
     folder = resources.files(foolbox) / "data"
     names = sorted(path.name for path in folder.iterdir() if path.name.startswith("cifar10_"))
     images, labels = [], []

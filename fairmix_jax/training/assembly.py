@@ -109,7 +109,7 @@ def calibration(settings: Settings, task: Task) -> t.Calibration:
             "not two images of any class in it; raise "
             f"data.val_fraction={settings.data.val_fraction}"
         )
-    _built(made.check, weights_template(task.model))
+    _built(lambda: made.check(weights_template(task.model)))
     return made
 
 

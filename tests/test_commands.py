@@ -47,6 +47,7 @@ WHOLE = {
     "fairmix --help": "test_config_fields.py", "fairmix doctor": "test_doctor.py",
     "python -m fairmix_jax.data.prepare": "test_prepare.py",  # of files, not of 160 MiB to download
     "python -m fairmix_jax.export.torch_export": "test_export.py",
+    "python -m fairmix_jax.export.torch_import": "test_torch_import.py",
     "python -m fairmix_jax.export.robustbench": "test_export.py",
     "python -m fairmix_jax.report.packed": "test_packed.py",
     "python tools/config_page": "test_config_fields.py",

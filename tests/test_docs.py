@@ -7,8 +7,9 @@ import pytest
 from conftest import ROOT
 
 NEWCOMERS = (
-    "index", "getting-started", "train-on-cifar10", "evaluate-your-model", "train-and-compare",
-    "extend", "metrics", "architecture", "evidence/index", "theory",
+    "index", "getting-started", "train-on-cifar10", "evaluate-your-model",
+    "evaluate-a-model-you-did-not-train", "train-and-compare", "extend", "metrics", "architecture",
+    "evidence/index", "theory",
 )  # fmt: skip
 OUTSIDE_OF_THE_SITE = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("configs/*.md"), *ROOT.glob("docs/**/*.md")]

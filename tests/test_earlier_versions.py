@@ -10,7 +10,9 @@ import pytest
 from conftest import ROOT
 
 from fairmix_jax.lab import workdir
+from fairmix_jax.report import runs
 from fairmix_jax.runtime import json_files, moved
+from fairmix_jax.runtime.errors import UsageError
 
 
 def test_a_run_that_version_0_1_began_goes_on_and_is_evaluated_and_reported(tmp_path):
@@ -42,6 +44,23 @@ def test_the_rule_head_norm_of_version_0_1_is_a_calibration(tmp_path):
     assert config.rule.name == "none"
     assert (config.calibration.name, config.calibration.to) == ("head_norm", "mean")
     workdir.require(tmp_path, config)
+
+
+def test_an_argument_younger_than_a_run_had_its_default_there(tmp_path):
+    model = {"name": "preact_resnet", "depth": 10, "width": 8, "norm": "batch"}
+    (tmp_path / "config.json").write_text(json.dumps({"seed": 0, "model": model}))
+    (tmp_path / "evaluation.json").write_text("{}")
+    config = workdir.get_config(str(tmp_path))
+    with config.unlocked():
+        config.model.padding = "torch"
+        workdir.require(tmp_path, config)
+        config.model.padding = "same"
+        with pytest.raises(UsageError, match=r"model\.padding='torch', now"):
+            workdir.require(tmp_path, config)
+    held = {"config": {"model": model}}
+    younger = {"config": {"model": {**model, "padding": "torch", "activation": "silu"}}}
+    old, new = map(runs.config_of, (held, younger))
+    assert old == new | {"model.activation": "relu"}
 
 
 @pytest.mark.parametrize("old", moved.NEW_PATHS)

@@ -4,20 +4,20 @@ import functools
 import json
 import re
 
+import evidence_readings
 import jax
 import numpy as np
 import pytest
 from conftest import ROOT
+from evidence_readings import RESULTS, accuracies, members, packed
 from PIL import Image
 from scipy import stats
+from test_launch import launch, table_rows
 
 from fairmix_jax import data, export, report
 from fairmix_jax.models.described import build_model
 from fairmix_jax.training import checkpoints
 from fairmix_jax.types import Weights
-from tests import evidence_readings
-from tests.evidence_readings import RESULTS, accuracies, members, packed
-from tests.test_launch import launch, table_rows
 
 STUDIES = {  # and the studies that the report of each reads
     "study_tuning": ["study_tuning"],

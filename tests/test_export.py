@@ -75,11 +75,15 @@ def test_safetensors_round_trip_is_bit_exact(tmp_path):
 
 
 def test_an_exported_file_is_evaluated_again_without_its_run(tmp_path):
-    """By its name and beside its card alone; a file of another model is refused."""
+    """By its name and beside its card alone; a file of another model is refused.
+
+    The card says nothing of an argument, as one that is older than it.
+    """
     config = tiny(evaluate__attacks="clean,pgd2", evaluate__num_examples=50)
     built = build(config)
     weights = Weights(*built.model.init(jax.random.key(3)))
-    export.save_model(tmp_path, weights, built.model_card, evaluation())
+    older = {k: v for k, v in built.model_card["model"].items() if k != "norm"}
+    export.save_model(tmp_path, weights, built.model_card | {"model": older}, evaluation())
     for suffix in (".safetensors", ".json"):
         (tmp_path / f"model{suffix}").rename(tmp_path / f"other{suffix}")
     config.evaluate.weights = str(tmp_path / "other.safetensors")

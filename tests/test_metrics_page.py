@@ -4,12 +4,12 @@ import re
 
 import pytest
 from conftest import ROOT
+from test_evidence import STUDIES
+from test_launch import table_rows
 
 from fairmix_jax.attacks.autoattack import attack_makers
 from fairmix_jax.attacks.masking import _SIGNS
 from fairmix_jax.classwise import image_verdicts, metrics
-from tests.test_evidence import STUDIES
-from tests.test_launch import table_rows
 
 PAGE = (ROOT / "docs" / "metrics.md").read_text()
 WHAT_A_ROW_IS_ABOUT = {  # and words on it

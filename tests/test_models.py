@@ -11,6 +11,7 @@ from fairmix_jax.attacks import ThreatModel, pgd
 from fairmix_jax.models import described, small_cnn
 from fairmix_jax.models.convolution import lowering
 from fairmix_jax.models.described import build_model, logits_partial
+from fairmix_jax.models.layers import Conv
 from fairmix_jax.runtime import registry
 from fairmix_jax.types import Weights
 
@@ -90,6 +91,7 @@ def test_normalisation_is_inside():
     "name, arguments, millions",
     [  # published sizes, for ten classes
         ("preact_resnet", dict(depth=18), 11.17),
+        ("resnet", dict(depth=50), 23.52),
         ("wide_resnet", dict(depth=28, width=10), 36.48),
         ("wide_resnet", dict(depth=34, width=10), 46.16),
     ],
@@ -106,12 +108,35 @@ def test_published_networks_have_their_published_size(name, arguments, millions)
     "name, arguments, message",
     [
         ("preact_resnet", dict(depth=17), "model.depth=17"),
+        ("preact_resnet", dict(depth=50), "model.depth=50 is unknown; choose one of 10, 18, 34"),
+        ("preact_resnet", dict(activation="gelu"), "model.activation='gelu' is unknown"),
+        ("wide_resnet", dict(shortcut="none"), "model.shortcut='none' is unknown"),
+        ("wide_resnet", dict(last_norm=0), "model.last_norm=0 has the wrong type"),
+        ("resnet", dict(depth=17), "model.depth=17"),
         ("wide_resnet", dict(depth=11), "model.depth=11"),
     ],
 )
-def test_impossible_sizes_are_named(name, arguments, message):
+def test_impossible_arguments_are_named(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         registry.load("models", name)(10, **arguments)
+
+
+@pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_the_padding_same_is_that_of_xla(size, stride, images):
+    layer = Conv(4, size, stride, "same")
+    kernel = layer.init(jax.random.key(0), images)["params"]["kernel"]
+    ours = layer.apply({"params": {"kernel": kernel}}, images)
+    theirs = jax.lax.conv_general_dilated(
+        images, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_the_padding_same_refuses_images_that_do_not_halve():
+    module = registry.load("models", "wide_resnet")(10, depth=10, width=1, padding="same")
+    model = described.from_linen(module, (14, 14, 3))
+    with pytest.raises(ValueError, match=r"model.padding='same' .* a layer has \(7, 7\) pixels"):
+        jax.eval_shape(model.init, jax.random.key(0))
 
 
 def test_model_card_rebuilds_the_model(images):

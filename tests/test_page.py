@@ -5,10 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
+from test_report import LABELS, make_result, make_run
 
 from fairmix_jax import report
 from fairmix_jax.classwise import image_verdicts
-from tests.test_report import LABELS, make_result, make_run
 
 webdriver = pytest.importorskip("selenium.webdriver")
 

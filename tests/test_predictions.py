@@ -5,13 +5,13 @@ import re
 
 import numpy as np
 import pytest
+from test_report import make_run, table_rows
 
 from fairmix_jax import report
 from fairmix_jax.classwise import metrics, paired, predictions
 from fairmix_jax.report import differences, runs
 from fairmix_jax.report.comparable import comparable
 from fairmix_jax.runtime.errors import UsageError
-from tests.test_report import make_run, table_rows
 
 ARMS = {"none": "mixing.name=none", "same": "mixing.name=same_class"}
 

@@ -74,6 +74,7 @@ WRONG = {
     ),
     "a report of theory": (dict(report="gaussian"), "report='gaussian' needs"),
     "no room for a network": (dict(model__name="resnet", model__depth=19), "model.depth=19"),
+    "layers that do not fit": (dict(model__norm="group", model__width=4), "has groups of 8"),
 }  # fmt: skip
 
 

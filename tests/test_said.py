@@ -5,6 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_report import make_run
 
 from fairmix_jax import classwise, report
 from fairmix_jax.attacks import ThreatModel, masking
@@ -13,7 +14,6 @@ from fairmix_jax.export import model_card
 from fairmix_jax.report import chart_rows, headlines, runs
 from fairmix_jax.report.comparable import comparable
 from fairmix_jax.report.tables import ensembles
-from tests.test_report import make_run
 
 UNEVEN = metrics.result([100, 20], [90, 2], ["a", "b"], seconds=1.0)  # 50 % on average
 

@@ -26,10 +26,11 @@ from fairmix_jax.runtime import registry
 from fairmix_jax.runtime.errors import UsageError, exits_on_usage_error
 from fairmix_jax.runtime.json_files import write_bytes, write_json
 
-_ARRAYS = {
+ARRAYS = {
     "kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean",
     "var": "running_var",
 }  # fmt: skip
+"""Our names of the arrays in a layer, and PyTorch's."""
 _FLATTENING, _RESIDUAL = ("small_cnn", "linear"), ("preact_resnet", "wide_resnet", "resnet")
 
 
@@ -41,16 +42,16 @@ def state_dict(tensors: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> di
     the `num_batches_tracked` that PyTorch expects. `card` is the content of `model.json`; a
     `UsageError` says that its model has no counterpart in PyTorch here.
     """
-    layers, found = dict(_layers(card)), {}
+    places, found = dict(layers(card)), {}
     for path, array in tensors.items():
         layer, _, name = path.partition("/")[2].rpartition("/")
-        target = layers.get(re.sub("(Batch|Group)Norm", "Norm", layer))
+        target = places.get(re.sub("(Batch|Group)Norm", "Norm", layer))
         if target is None:
             raise UsageError(
                 f"model.name={card['model']['name']!r} has {layer!r}, for which no PyTorch name "
                 "is known; add it to fairmix_jax/export/torch_export.py and torch_model.py"
             )
-        found[f"{target}.{_ARRAYS[name]}"] = _weight(array, card) if name == "kernel" else array
+        found[f"{target}.{ARRAYS[name]}"] = _weight(array, card) if name == "kernel" else array
         if name == "mean":
             found[f"{target}.num_batches_tracked"] = np.zeros((), np.int64)
     return {name: np.asarray(array, order="C") for name, array in found.items()}
@@ -59,16 +60,23 @@ def state_dict(tensors: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> di
 def _weight(kernel: np.ndarray, card: Mapping[str, Any]) -> np.ndarray:
     if kernel.ndim == 4:
         return kernel.transpose(3, 2, 0, 1)
-    if card["model"]["name"] in _FLATTENING:
-        halvings = 2 if card["model"]["name"] == "small_cnn" else 0
-        height, width = (-(-size // 2**halvings) for size in card["image_shape"][:2])
-        kernel = kernel.reshape(height, width, -1, kernel.shape[-1])
+    if size := columns(card):
+        kernel = kernel.reshape(*size, -1, kernel.shape[-1])
         kernel = kernel.transpose(2, 0, 1, 3).reshape(-1, kernel.shape[-1])
     return kernel.T
 
 
-def _layers(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Our name of each layer, `Norm` for any normalisation, and PyTorch's."""
+def columns(card: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Returns the rows and columns of the image that the last layer reads; `None` of a mean."""
+    if card["model"]["name"] not in _FLATTENING:
+        return None
+    halvings = 2 if card["model"]["name"] == "small_cnn" else 0
+    height, width = (-(-size // 2**halvings) for size in card["image_shape"][:2])
+    return height, width
+
+
+def layers(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields our name of each layer, `Norm` for any normalisation, and PyTorch's."""
     chosen = card["model"]
     if chosen["name"] in (*_FLATTENING, *_RESIDUAL):
         yield "Dense_0", "linear"
@@ -85,16 +93,16 @@ def _layers(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         len(card["classes"]), **registry.arguments("models", chosen)
     )
     places = [(s, b) for s, blocks in enumerate(module.blocks, 1) for b in range(blocks)]
+    kind = "PreActBlock" if is_preact else module.block.__name__
+    numbers = (1, 2, 3) if kind == "Bottleneck" else (1, 2)
     for number, (stage, block) in enumerate(places):
-        ours = f"{'PreActBlock' if is_preact else 'BasicBlock'}_{number}"
-        theirs = f"layer{stage}.{block}"
-        convolutions = ["conv1", "conv2", "shortcut.0"]
+        convolutions = [*(f"conv{n}" for n in numbers), "shortcut.0"]
         if is_preact and block == 0 and (stage > 1 or module.stem != module.features[0]):
             convolutions = ["shortcut.0", "conv1", "conv2"]  # the shape changes; it comes first
         for n, name in enumerate(convolutions):
-            yield f"{ours}/Conv_{n}", f"{theirs}.{name}"
-        for n, name in enumerate(("bn1", "bn2", "shortcut.1")):
-            yield f"{ours}/Norm_{n}", f"{theirs}.{name}"
+            yield f"{kind}_{number}/Conv_{n}", f"layer{stage}.{block}.{name}"
+        for n, name in enumerate([*(f"bn{n}" for n in numbers), "shortcut.1"]):
+            yield f"{kind}_{number}/Norm_{n}", f"layer{stage}.{block}.{name}"
 
 
 def export(workdir: Path, output: Path) -> None:

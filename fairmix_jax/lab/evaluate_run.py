@@ -21,7 +21,7 @@ from fairmix_jax.lab import kept_results
 from fairmix_jax.lab.schema import as_plain
 from fairmix_jax.lab.workdir import holds_run, record, recorded
 from fairmix_jax.models.described import logits_partial, weights_template
-from fairmix_jax.runtime import VERSION, processes
+from fairmix_jax.runtime import VERSION, processes, registry
 from fairmix_jax.runtime.console import console, working
 from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.runtime.json_files import write_json
@@ -78,6 +78,9 @@ def run(settings: Settings, task: Task, directory: Path) -> dict[str, Any]:
         "settings": as_plain(given) | {"attacks": found["settings"]["attacks"]},
         "provenance": provenance(), **{k: facts[k] for k in ("calibration",) if k in facts},
     }  # fmt: skip
+    if source := facts.get("source"):  # no method of this config trained it
+        after = [facts[k]["name"] for k in ("calibration",) if k in facts]
+        evaluation["method"] = ", ".join([source["zoo"] or source["file"], *after])
     if processes.is_main():
         export.save_model(directory, weights, task.model_card | facts, evaluation)
         model_card.write(directory, evaluation, bounds=task.threat.bounds)
@@ -217,7 +220,8 @@ def has_weights(workdir: Path, which: str, task: Task) -> bool:
 
 def _exported(path: str, task: Task) -> tuple[Weights, dict[str, Any]]:
     try:
-        card, own = export.read_card(path), json.loads(json.dumps(task.model_card))
+        card = registry.completed(export.read_card(path))
+        own = json.loads(json.dumps(task.model_card))
         if differing := [name for name in own if card.get(name) != own[name]]:
             raise ValueError(f"its {differing[0]} is {card.get(differing[0])}")
         weights = export.read_weights(path, weights_template(task.model))

@@ -49,6 +49,7 @@ def _as_now(found: dict[str, Any]) -> dict[str, Any]:
 
     Its calibration has what is not the default only, for `calibration.name` may be changed.
     """
+    found = registry.completed(found)
     if (rule := found.get("rule", {})).get("name") == "head_norm":
         found["calibration"] = dict(rule)
         found["rule"] = {"name": "none"}

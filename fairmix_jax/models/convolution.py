@@ -57,12 +57,16 @@ def conv(images: Array, kernel: Array, *, stride: int = 1, padding: Padding) -> 
     return convolve(_Window(stride, padding), images, kernel)
 
 
-def same_padding(size: int) -> Padding:
-    """Returns the padding that keeps the image size at stride 1, for an odd kernel size.
+def same_padding(size: int, stride: int = 1) -> Padding:
+    """Returns XLA's `"SAME"` for a kernel size, and a stride that divides the image's.
 
-    It is PyTorch's `padding=size // 2`; XLA's `"SAME"` pads strided convolutions differently.
+    The result then has the image's size over `stride`. At stride 1 and an odd kernel size it is
+    PyTorch's `padding=size // 2`, which PyTorch's networks have at every stride: for a 3x3
+    kernel of stride 2 one pixel on each side, where XLA has one below and on the right only.
     """
-    return ((size // 2, size // 2), (size // 2, size // 2))
+    total = max(size - stride, 0)
+    sides = (total // 2, total - total // 2)
+    return sides, sides
 
 
 def _plain(window: _Window, images: Array, kernel: Array) -> Array:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,18 @@ HiddenFn = Callable[[jax.Array], jax.Array]
 _FORM = "'batch', 'batch:N', 'group' or 'none'"
 NormKind = Annotated[str, ("pattern", "batch(:[1-9][0-9]{0,8})?|group|none"), ("form", _FORM)]
 """What `normaliser` takes."""
+Activation = Literal["relu", "silu"]
+"""The name of a function of `flax.linen`."""
+PaddingKind = Literal["torch", "same"]
+"""What `Conv` takes."""
 
 
 class Conv(nn.Module):
     """A square convolution without bias that keeps the image size at stride 1.
 
-    Kernels are drawn from a normal distribution of variance `2 / fan_out`.
+    With `padding="torch"` it pads as many pixels at other strides, as PyTorch's networks do; with
+    `"same"` as XLA does, see `same_padding`, and images whose size the stride does not divide are
+    a `ValueError`. Kernels are drawn from a normal distribution of variance `2 / fan_out`.
 
     Reference: He et al. 2015, arXiv 1502.01852.
     """
@@ -28,13 +34,20 @@ class Conv(nn.Module):
     features: int
     size: int = 3
     stride: int = 1
+    padding: str = "torch"
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         draw = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         shape = (self.size, self.size, images.shape[-1], self.features)
-        kernel = self.param("kernel", draw, shape)
-        return conv(images, kernel, stride=self.stride, padding=same_padding(self.size))
+        kernel, sizes = self.param("kernel", draw, shape), images.shape[1:3]
+        if self.padding == "same" and any(size % self.stride for size in sizes):
+            raise ValueError(
+                f"model.padding='same' needs images that halve evenly and a layer has {sizes} "
+                "pixels; give model.padding=torch, or images of another size"
+            )
+        padding = same_padding(self.size, self.stride if self.padding == "same" else 1)
+        return conv(images, kernel, stride=self.stride, padding=padding)
 
 
 class BatchNorm(nn.Module):

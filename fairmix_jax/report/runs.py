@@ -110,7 +110,7 @@ def config_of(held: Mapping[str, Any]) -> dict[str, Any]:
 
     `config.json` names it before it is done, and a stop in between leaves earlier numbers.
     """
-    config = dict(flatten(json_files.plain(held["config"])))
+    config = dict(flatten(registry.completed(json_files.plain(held["config"]))))
     evaluation = held.get("evaluation", {"method": ""})
     if "method" in evaluation:
         return config

@@ -8,6 +8,7 @@ or one with limits, such as `types.Share`.
 import functools
 import importlib
 import inspect
+import json
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
@@ -95,6 +96,20 @@ def checked(make: Callable[..., Any]) -> Callable[..., Any]:
 def parameters(axis: str, name: str) -> dict[str, Any]:
     """Returns the config fields of a member with their default values."""
     return {name: field.default for name, field in fields(axis, name).items()}
+
+
+def completed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a config or card in JSON says, with defaults of arguments younger than it.
+
+    Its sections are as in a config; those of members that are not there stay as they are.
+    """
+    found = dict(content)
+    for section in AXES.keys() & found.keys():
+        chosen, axis = found[section], AXES[section]
+        if isinstance(chosen, Mapping) and (name := chosen.get("name")) in names(axis):
+            defaults = json.dumps({"name": name} | parameters(axis, name))
+            found[section] = json.loads(defaults) | dict(chosen)
+    return found
 
 
 def arguments(axis: str, chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from fairmix_jax import types as t
 from fairmix_jax.data import batches
 from fairmix_jax.methods import mixing
 from fairmix_jax.methods.training_attack import TrainingAttack
+from fairmix_jax.models import exported
 from fairmix_jax.models.described import weights_template
-from fairmix_jax.runtime import registry
+from fairmix_jax.runtime import processes, registry
 from fairmix_jax.runtime.console import console
 from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.runtime.json_files import read_json
@@ -42,18 +43,25 @@ class Trainer(NamedTuple):
 
 
 def hot_start(settings: Settings, task: Task) -> t.Weights | None:
-    """Returns the weights of another run that `hot_start.workdir` names, `None` for none.
+    """Returns the weights of the run or file that `hot_start.workdir` names, `None` for none.
 
     A `UsageError` if they do not fit, or were trained on images that this run validates with.
     """
     chosen, source = settings.hot_start, Path(os.path.expanduser(settings.hot_start.workdir))
     if not chosen.workdir:
         return None
-    theirs = (read_json(source / "config.json") or {}).get("data", {})
-    require_unseen(f"hot_start.workdir={chosen.workdir!r}", theirs, settings.data)
+    is_file = source.suffix == ".safetensors"
+    if is_file:
+        facts = processes.from_main(partial(exported.read_card, source))
+    else:
+        facts = read_json(source / "config.json") or {}
+    require_unseen(f"hot_start.workdir={chosen.workdir!r}", facts.get("data", {}), settings.data)
     try:
+        if is_file:
+            template = weights_template(task.model)
+            return processes.from_main(partial(exported.read_weights, source, template))
         restored = stored_weights(source, chosen.weights, task.model)
-    except UsageError as error:
+    except (OSError, ValueError, UsageError) as error:
         raise UsageError(f"hot_start.workdir={chosen.workdir!r}: {error}") from error
     if restored is None:
         raise UsageError(
@@ -101,7 +109,7 @@ def calibration(settings: Settings, task: Task) -> t.Calibration:
             "not two images of any class in it; raise "
             f"data.val_fraction={settings.data.val_fraction}"
         )
-    _built(made.check, weights_template(task.model))
+    _built(lambda: made.check(weights_template(task.model)))
     return made
 
 

@@ -86,7 +86,9 @@ class WeightPerturbation:
 class HotStart:
     """Other weights than random ones to start from."""
 
-    workdir: str = declared("", "folder of a run with weights to start from; empty for random ones")
+    workdir: str = declared(
+        "", "folder of a run, or a .safetensors file, to start from; empty for random weights"
+    )
     weights: Literal["best", "last"] = declared("last", "which weights of that run to start from")
 
 

@@ -1,14 +1,17 @@
 """The task of a run: data, model and threat, which training and evaluation share."""
 
+import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fairmix_jax import data
 from fairmix_jax.data import Dataset, Split
+from fairmix_jax.models import exported
 from fairmix_jax.models.described import build_model
-from fairmix_jax.runtime import declared
+from fairmix_jax.runtime import declared, processes, registry
 from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.training.settings import Settings
 from fairmix_jax.types import Model, ThreatModel
@@ -29,7 +32,9 @@ def build(settings: Settings, load: Callable[..., Dataset] = data.load) -> Task:
     """Returns the data, model and threat that the settings name; `load` is like `data.load`.
 
     The mean and standard deviation that the model normalises with are those of the training
-    part in pixel units, one a channel, to four decimals; float data is not normalised.
+    part in pixel units, one a channel, to four decimals; float data is not normalised. They are
+    those of the exported file that the network starts from, if `hot_start.workdir` names one; and
+    of one that `evaluate.weights` names the model is that file's altogether.
 
     A `UsageError` if a setting has a wrong value, or the data cannot be loaded or is too small.
     """
@@ -79,6 +84,7 @@ def build(settings: Settings, load: Callable[..., Dataset] = data.load) -> Task:
         "std": std,
         "classes": list(dataset.class_names),
     }
+    model_card = _of_file(settings, model_card)
     threat = ThreatModel(attack.norm, attack.epsilon, dataset.bounds)
     validation = whole.take(validation_rows)
     return Task(dataset, train, validation, build_model(model_card), model_card, threat)
@@ -100,3 +106,27 @@ def _require_small_perturbations(settings: Settings, bounds: tuple[float, float]
                 f"{field}={value}{times} is as wide as the range of pixels, {low:g} to {high:g}; "
                 "give less (8/255 is 0.0314)"
             )
+
+
+def _of_file(settings: Settings, own: dict[str, Any]) -> dict[str, Any]:
+    """A run's card, with what the exported file that its settings name says otherwise."""
+    field, path = "evaluate.weights", settings.evaluate.weights
+    if is_hot_start := not path.endswith(".safetensors"):
+        field, path = "hot_start.workdir", settings.hot_start.workdir
+    if not path.endswith(".safetensors"):
+        return own
+    try:
+        card = processes.from_main(partial(exported.read_card, os.path.expanduser(path)))
+    except OSError as error:
+        if is_hot_start:  # its mean and std are the network's also after training
+            raise UsageError(f"{field}={path!r}: {error}; put file and card there") from error
+        return own  # whoever reads the weights says that they are not there
+    card, ours = map(registry.completed, (card, own))
+    for name in ("image_shape", "classes", *["model"] * is_hot_start):
+        if card[name] != ours[name]:
+            raise UsageError(
+                f"{field}={path!r} does not fit this config: its {name} is "
+                f"{declared.shown(card[name])}, here {declared.shown(ours[name])}; change the "
+                "config, or give another file"
+            )
+    return {name: card[name] for name in own}

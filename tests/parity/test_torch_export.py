@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from test_torch_networks import drawn
 
 from fairmix_jax.export import load_model, save_model, torch_export
 from fairmix_jax.models.described import build_model
 from fairmix_jax.types import Weights
-from tests.parity.test_torch_networks import drawn
 
 pytest.importorskip("torch")
 
@@ -23,7 +23,23 @@ MODELS = {
     "preact_resnet-18": dict(name="preact_resnet", depth=18, width=64, norm="batch"),
     "preact_resnet-10-group": dict(name="preact_resnet", depth=10, width=8, norm="group"),
     "resnet-18": dict(name="resnet", depth=18, width=16, norm="batch"),
+    "resnet-26-bottlenecks": dict(name="resnet", depth=26, width=8, norm="batch"),
     "wide_resnet-16-2": dict(name="wide_resnet", depth=16, width=2, norm="batch"),
+    "wide_resnet-10-1-DeepMind": dict(
+        name="wide_resnet", depth=10, width=1, norm="batch", activation="silu", padding="same"
+    ),
+    "preact_resnet-10-DeepMind": dict(
+        name="preact_resnet",
+        depth=10,
+        width=8,
+        norm="batch",
+        activation="silu",
+        padding="same",
+        shortcut="raw3x3",
+    ),
+    "preact_resnet-10-raw": dict(
+        name="preact_resnet", depth=10, width=8, norm="group", shortcut="raw", last_norm=False
+    ),
     "linear": dict(name="linear"),
 }
 USE = """
@@ -38,8 +54,9 @@ with torch.no_grad():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_agree(name, tmp_path):
+    shape = (32, 24, 3) if MODELS[name].get("padding") == "same" else (30, 28, 3)
     card = {
-        "model": MODELS[name], "image_shape": [30, 28, 3], "mean": [0.5, 0.4, 0.3],
+        "model": MODELS[name], "image_shape": shape, "mean": [0.5, 0.4, 0.3],
         "std": [0.2, 0.3, 0.25], "classes": list("abcdefg"),
     }  # fmt: skip
     rng = np.random.default_rng(0)
@@ -48,7 +65,7 @@ def test_logits_agree(name, tmp_path):
     facts = {"dataset": "x", "threat": {}, "weights": "best"}
     save_model(tmp_path / "run", weights, card, facts)
     torch_export.export(tmp_path / "run", tmp_path / "out")
-    images = rng.random((5, 30, 28, 3)).astype(np.float32)
+    images = rng.random((5, *shape)).astype(np.float32)
     np.save(tmp_path / "out" / "images.npy", images)
     result = subprocess.run(
         [sys.executable, "-c", USE, str(tmp_path / "out")],

@@ -19,13 +19,24 @@ F = torch.nn.functional
 K = 7
 SEED = 0  # no input of a ReLU is nearer to its kink than 4e-6, several float32 roundings
 SHAPE = (16, 12, 3)  # not square; its halves are odd from the third on: 8x6, 4x3, 2x2
+EVEN = (24, 16, 3)  # the halves that `padding="same"` takes: 12x8, 6x4, 3x2
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
+SMOOTH = dict(activation="silu", padding="same")
 NETWORKS = {
     "preact_resnet-10-8": ("preact_resnet", dict(depth=10, width=8)),
     "preact_resnet-18-4": ("preact_resnet", dict(depth=18, width=4)),
+    "preact_resnet-10-8, DeepMind's": (
+        "preact_resnet", dict(depth=10, width=8, shortcut="raw3x3", **SMOOTH),
+    ),
+    "preact_resnet-10-8, Wong's": (
+        "preact_resnet", dict(depth=10, width=8, shortcut="raw", last_norm=False),
+    ),
     "wide_resnet-10-1": ("wide_resnet", dict(depth=10, width=1)),
+    "wide_resnet-10-2, DeepMind's": ("wide_resnet", dict(depth=10, width=2, **SMOOTH)),
+    "resnet-10-8": ("resnet", dict(depth=10, width=8)),
+    "resnet-14-4": ("resnet", dict(depth=14, width=4)),
     "small_cnn-8": ("small_cnn", dict(width=8)),
-}
+}  # fmt: skip
 
 
 class TorchNetwork:
@@ -36,12 +47,12 @@ class TorchNetwork:
     """
 
     def __init__(self, name, params, stats, *, train):
-        self.forward = {
-            "preact_resnet-10-8": functools.partial(self.resnet, (1, 1, 1, 1)),
-            "preact_resnet-18-4": functools.partial(self.resnet, (2, 2, 2, 2)),
-            "wide_resnet-10-1": functools.partial(self.resnet, (1, 1, 1)),
-            "small_cnn-8": self.small_cnn,
-        }[name]
+        kind, self.options = NETWORKS[name]
+        self.forward = self.small_cnn if kind == "small_cnn" else self.resnet
+        self.blocks = (2, 2, 2, 2) if self.options.get("depth") == 18 else (1, 1, 1, 1)
+        self.blocks = (1, 1, 1) if kind == "wide_resnet" else self.blocks
+        self.block = next((key[:-1] for key in params if key.endswith("k_0")), None)
+        self.activate = F.silu if self.options.get("activation") == "silu" else F.relu
         self.params = jax.tree.map(lambda a: tensor(a).requires_grad_(), params)
         self.stats, self.counts = jax.tree.map(tensor, stats), jax.tree.map(lambda _: 0, stats)
         self.train = train
@@ -57,27 +68,54 @@ class TorchNetwork:
             x = F.relu(self.batch_norm(x, f"BatchNorm_{i}"))
         return self.linear(x.permute(0, 2, 3, 1).flatten(1))  # rows, columns, channels
 
-    def resnet(self, blocks, x):
+    def resnet(self, x):
+        is_preact = self.block == "PreActBlock_"
         x = self.conv(x, self.params["Conv_0"])
+        x = x if is_preact else F.relu(self.batch_norm(x, "BatchNorm_0"))
         strides = [
-            2 if stage > 0 and i == 0 else 1 for stage, n in enumerate(blocks) for i in range(n)
+            2 if stage > 0 and i == 0 else 1
+            for stage, n in enumerate(self.blocks)
+            for i in range(n)
         ]
         for i, stride in enumerate(strides):
-            x = self.preact_block(x, f"PreActBlock_{i}", stride)
-        return self.linear(F.relu(self.batch_norm(x, "BatchNorm_0")).mean((2, 3)))
+            block = self.preact_block if is_preact else self.plain_block
+            x = block(x, f"{self.block}{i}", stride)
+        if is_preact and self.options.get("last_norm", True):
+            x = self.activate(self.batch_norm(x, "BatchNorm_0"))
+        return self.linear(x.mean((2, 3)))
 
     def preact_block(self, x, name, stride):
         params = self.params[name]
         *projection, first, second = (params[key] for key in sorted(params) if "Conv" in key)
         assert bool(projection) == (stride > 1 or x.shape[1] != first["kernel"].shape[-1])
-        active = F.relu(self.batch_norm(x, name, "BatchNorm_0"))
-        shortcut = self.conv(active, projection[0], stride) if projection else x
+        active = self.activate(self.batch_norm(x, name, "BatchNorm_0"))
         y = self.conv(active, first, stride)
-        return shortcut + self.conv(F.relu(self.batch_norm(y, name, "BatchNorm_1")), second)
+        y = self.conv(self.activate(self.batch_norm(y, name, "BatchNorm_1")), second)
+        if not projection:
+            return x + y
+        shortcut = self.options.get("shortcut", "activated")
+        assert len(projection[0]["kernel"]) == (3 if shortcut == "raw3x3" else 1)
+        return y + self.conv(active if shortcut == "activated" else x, projection[0], stride)
+
+    def plain_block(self, x, name, stride):
+        params, y = self.params[name], x
+        convolutions = [params[key] for key in sorted(params) if "Conv" in key]
+        strides = {"BasicBlock_": (stride, 1), "Bottleneck_": (1, stride, 1)}[self.block]
+        for i, (kernel, own) in enumerate(zip(convolutions, strides, strict=False)):
+            y = F.relu(y) if i else y
+            y = self.batch_norm(self.conv(y, kernel, own), name, f"BatchNorm_{i}")
+        assert (len(convolutions) > len(strides)) == (stride > 1 or x.shape[1] != y.shape[1])
+        if len(convolutions) > len(strides):
+            x = self.conv(x, convolutions[-1], stride)
+            x = self.batch_norm(x, name, f"BatchNorm_{len(strides)}")
+        return F.relu(x + y)
 
     def conv(self, x, params, stride=1):
         kernel = params["kernel"].permute(3, 2, 0, 1)
-        return F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
+        size = kernel.shape[-1]
+        if self.options.get("padding") == "same" and stride == 2 and size == 3:
+            return F.conv2d(F.pad(x, (0, 1, 0, 1)), kernel, stride=2)
+        return F.conv2d(x, kernel, stride=stride, padding=size // 2)
 
     def batch_norm(self, x, *path):
         params, stats, counts = (
@@ -127,14 +165,21 @@ def close(ours, theirs, tolerance):
 @pytest.fixture(scope="module", params=NETWORKS)
 def network(request):
     """A network with all its arrays random, eight images and labels."""
-    name, arguments = NETWORKS[request.param]
-    rng = np.random.default_rng(SEED)
-    model = described.from_linen(
-        registry.load("models", name)(K, **arguments), SHAPE, mean=MEAN, std=STD
-    )
+    rng, model = np.random.default_rng(SEED), made(request.param)
     params, stats = drawn(jax.eval_shape(model.init, jax.random.key(0)), rng)
-    images = jnp.asarray(rng.random((8, *SHAPE)), jnp.float32)
+    images = jnp.asarray(rng.random((8, *shape_for(request.param))), jnp.float32)
     return request.param, model.apply, params, stats, images, np.arange(8) % K
+
+
+def shape_for(name):
+    return EVEN if NETWORKS[name][1].get("padding") == "same" else SHAPE
+
+
+def made(name, **changes):
+    """Returns a network of ours, some of its arguments changed."""
+    kind, arguments = NETWORKS[name]
+    module = registry.load("models", kind)(K, **(arguments | changes))
+    return described.from_linen(module, shape_for(name), mean=MEAN, std=STD)
 
 
 def ours(apply, params, stats, images, labels, *, train, argnums):
@@ -165,6 +210,27 @@ def test_logits_and_input_gradients_with_running_statistics(network):
     # Float32 over up to 18 layers: 1e-6 each and no cancellation.
     close(logits, their_logits, 1e-4)
     close(gradient, x.grad, 1e-4)
+
+
+WRONG = {
+    "preact_resnet-10-8": [dict(activation="silu"), dict(shortcut="raw"), dict(last_norm=False)],
+    "preact_resnet-10-8, DeepMind's": [dict(activation="relu"), dict(padding="torch")],
+    "preact_resnet-10-8, Wong's": [dict(activation="silu"), dict(shortcut="activated")],
+    "wide_resnet-10-2, DeepMind's": [
+        dict(activation="relu"), dict(padding="torch"), dict(shortcut="raw"), dict(last_norm=False),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("network", WRONG, indirect=True)
+def test_every_wrong_option_shows_in_the_logits(network):
+    """So the parity above, which is a hundred times finer, is of the options that are named."""
+    name, apply, params, stats, images, _ = network
+    right, _ = jax.jit(lambda x: apply(params, stats, x, train=False))(images)
+    for changes in WRONG[name]:
+        other = made(name, **changes).apply
+        wrong, _ = jax.jit(lambda x, other=other: other(params, stats, x, train=False))(images)
+        assert np.abs(wrong - right).max() > 1e-2 * np.abs(right).max(), changes
 
 
 def test_parameter_gradients_and_new_statistics_with_batch_statistics(network):

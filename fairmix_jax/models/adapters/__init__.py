@@ -50,9 +50,10 @@ def as_model(
         except Exception as error:  # every library has its own for a missing key
             if not train:
                 raise
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise ValueError(
-                f"the network fails in training ({error}); it is given no random key, so set the "
-                "rate of dropout, and whatever else draws random numbers, to 0"
+                "the network fails in training, where it is given no random key; set the rate of "
+                f"dropout, and of whatever else draws random numbers, to 0 ({said})"
             ) from error
         return logits, outer[1].outside(state) if train else batch_stats
 

@@ -177,8 +177,8 @@ def with_linen_weights(name):
 def with_an_axis_too_many():
     """A network whose logits have an axis too many."""
 
-    def forward(images):
-        return haiku(images, is_training=False)[:, None]
+    def forward(images, is_training):
+        return haiku(images, is_training)[:, None]
 
     return from_haiku(forward, SHAPE)
 

@@ -1,6 +1,7 @@
 """Networks of Flax NNX, Equinox and Haiku: the same network as in linen, and the traps of each."""
 
 import importlib
+import re
 
 import chex
 import equinox as eqx
@@ -10,15 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import ROOT
 from flax import nnx
 from guests import GUESTS, SHAPE
-from tiny import StopAfter, build, fit, tiny
+from tiny import StopAfter, build, fit, run, tiny
 
 from fairmix_jax import Batch, ThreatModel, autoattack, classwise, load_model, pgd
 from fairmix_jax.data import balanced_rows
 from fairmix_jax.export import torch_export
 from fairmix_jax.lab import config as config_lib
 from fairmix_jax.lab import evaluate_run
+from fairmix_jax.methods import calibrations
 from fairmix_jax.methods.averaging import ema
 from fairmix_jax.methods.bases import pgd_at
 from fairmix_jax.methods.training_attack import TrainingAttack
@@ -30,8 +33,12 @@ from fairmix_jax.training import assembly, loop
 from fairmix_jax.training.step import initial_state, make_train_step
 from fairmix_jax.types import Weights
 
-
-NO_KEY = r"the network fails in training, where it is given no random key; set .*to 0 \(.*\)$"
+BLOCKS = re.findall(
+    r"```python\n(.*?)```",
+    (ROOT / "docs/extend.md").read_text().partition("### Of Flax NNX")[2].partition("\n## ")[0],
+    re.S,
+)
+NO_KEY = r"the network fails in training, where it is given no random key; set .*to 0 \(.*\)"
 
 
 @pytest.fixture(autouse=True)
@@ -290,6 +297,22 @@ def test_equinox_norms_with_a_first_time_flag_keep_their_types_and_follow(images
     assert (after["1"]["0"] != stats["1"]["0"]).all()
 
 
+def test_calibrations_find_the_last_layer_in_every_library(guest, images):
+    model = guest.model()
+    weights = Weights(*model.init(jax.random.key(0)))
+    layer, offsets = calibrations.head(weights, 10), jnp.arange(10.0)
+    assert {name: leaf.shape for name, leaf in layer.items()} == {
+        "kernel": (128, 10),
+        "bias": (10,),
+    }
+    moved = calibrations.with_head(
+        weights, 10, bias=layer["bias"] + offsets, kernel=layer["kernel"] * offsets
+    )
+    chex.assert_trees_all_equal_shapes(weights, moved)
+    before, after = (model.apply(*w, images, train=False)[0] for w in (weights, moved))
+    close(after, (before - layer["bias"]) * offsets + layer["bias"] + offsets)
+
+
 def test_search_in_half_precision(guest, images):
     model = guest.model()
     weights = Weights(*model.init(jax.random.key(0)))
@@ -303,7 +326,7 @@ MEMBER = """
 import guests
 
 def make(num_classes: int, *, width: int = 8):
-    return {made}
+    return lambda shape: {made}
 """
 
 
@@ -316,14 +339,11 @@ def own_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(package, "__path__", list(package.__path__))
     monkeypatch.syspath_prepend(tmp_path)
 
-    def write(name, made):
-        (folder / f"{name}.py").write_text(MEMBER.format(made=made))
+    def write(name, code):
+        (folder / f"{name}.py").write_text(code)
         importlib.invalidate_caches()
 
     return write
-
-
-EQUAL = "lambda shape: guests.with_linen_weights({name!r})"
 
 
 def config_of(model, **changes):
@@ -351,7 +371,7 @@ def test_a_member_in_ones_own_folder_trains_resumes_is_evaluated_and_exported(
     name, own_folder, linen_evaluation, tmp_path, monkeypatch
 ):
     """Traced once, with linen's weights to begin with and linen's accuracy in the end."""
-    own_folder(f"own_{name}", EQUAL.format(name=name))
+    own_folder(f"own_{name}", MEMBER.format(made=f"guests.with_linen_weights({name!r})"))
     traces, make = [], assembly.make_train_step
 
     def counted(**options):
@@ -395,6 +415,21 @@ def test_a_member_in_ones_own_folder_trains_resumes_is_evaluated_and_exported(
     ],
 )
 def test_a_member_that_cannot_be_trained_is_refused_in_a_line(name, made, message, own_folder):
-    own_folder(name, f"lambda shape: {made}")
+    own_folder(name, MEMBER.format(made=made))
     with pytest.raises(UsageError, match=f"^model.name='{name}': {message}"):
         build(tiny(model__name=name, model__width=8))
+
+
+@pytest.mark.parametrize("number", range(3), ids=["nnx", "equinox", "haiku"])
+def test_the_members_that_the_docs_show_train(number, own_folder):
+    """Also on mixed hidden features."""
+    assert len(BLOCKS) == 3 and len([x for x in BLOCKS[number].splitlines() if x]) <= 10
+    own_folder(f"shown_{number}", BLOCKS[number])
+    config = tiny(
+        model__name=f"shown_{number}", model__width=16, mixing__name="same_class",
+        mixing__stage="hidden",
+    )  # fmt: skip
+    initial, state, metrics = run(config)
+    assert np.isfinite(metrics.loss) and metrics.statistics.counts.total.sum() == 40
+    for a, b in zip(*map(jax.tree.leaves, (initial.params, state.params)), strict=True):
+        assert (a != b).any()

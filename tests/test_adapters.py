@@ -28,6 +28,7 @@ from fairmix_jax.methods.training_attack import TrainingAttack
 from fairmix_jax.models.adapters.equinox import from_equinox
 from fairmix_jax.models.adapters.nnx import from_nnx, nnx_logits
 from fairmix_jax.models.described import logits_partial, normalised
+from fairmix_jax.runtime import registry
 from fairmix_jax.runtime.errors import Interrupted, UsageError
 from fairmix_jax.training import assembly, loop
 from fairmix_jax.training.step import initial_state, make_train_step
@@ -151,12 +152,12 @@ def test_averages_have_the_average_of_a_counter_and_evaluate(name, images):
     counters = [leaf for leaf in jax.tree.leaves(stats) if leaf.ndim == 0]
     assert counters and all(leaf.dtype == jnp.float32 and leaf == 3 for leaf in counters)
     other = jax.tree.map(lambda leaf: leaf + 1, stats)
-    average = jax.tree.map(lambda a, b: 0.6 * a + 0.4 * b, stats, other)  # counters of 3.4
-    near = jax.tree.map(lambda a, b: a if a.ndim == 0 else b, stats, average)
+    average = jax.tree.map(lambda a, b: 0.4 * a + 0.6 * b, stats, other)  # counters of 3.6
+    near = jax.tree.map(lambda a, b: a if a.ndim == 0 else b, other, average)
     a, b = (model.apply(params, s, images, train=False)[0] for s in (average, near))
     np.testing.assert_array_equal(a, b)
     _, after = model.apply(params, average, images, train=True)
-    assert {float(leaf) for leaf in jax.tree.leaves(after) if leaf.ndim == 0} == {4.0}
+    assert {float(leaf) for leaf in jax.tree.leaves(after) if leaf.ndim == 0} == {5.0}
 
 
 def test_vectors_have_rank_one_and_names_no_slash(guest):
@@ -433,3 +434,20 @@ def test_the_members_that_the_docs_show_train(number, own_folder):
     assert np.isfinite(metrics.loss) and metrics.statistics.counts.total.sum() == 40
     for a, b in zip(*map(jax.tree.leaves, (initial.params, state.params)), strict=True):
         assert (a != b).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GUESTS)
+@pytest.mark.parametrize("base", registry.names("bases"))
+def test_every_base_trains_a_guest_with_mixed_features_and_a_gated_average(
+    name, base, own_folder, tmp_path
+):
+    own_folder(f"any_{name}", MEMBER.format(made=f"guests.GUESTS[{name!r}].model()"))
+    config = tiny(
+        model__name=f"any_{name}", base__name=base, averaging__name="fawa", averaging__decay=None,
+        mixing__name="same_class", mixing__stage="hidden", rule__name="variance",
+        averaging__threshold=0.0, validation__every_epochs=1,
+    )  # fmt: skip
+    fit(config, build(config), tmp_path)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text and len(text.splitlines()) == 2

@@ -1,7 +1,7 @@
 """Networks of other libraries as a `Model`, one file a library; extras bring the libraries.
 
 Inside an adapter the weights have the library's types. Outside they are what training expects:
-nested dicts of float arrays, by the library's names. Three things differ there:
+nested dicts of float arrays, by their paths in the library. Three things differ there:
 
 * Integers and flags of the state, such as the counter of a batch norm, are floats, and are rounded
   on the way in. So an average of weights has the average of the counter that belongs to it.

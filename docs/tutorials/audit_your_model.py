@@ -221,7 +221,8 @@ assert set(verdicts.values()) <= {"pass", "too few to tell"}
 # ## The same with Flax NNX
 #
 # An NNX module holds its parameters. `nnx.split` takes them out, and `nnx.merge` puts them back
-# inside a pure function. Call `module.eval()` before you split a module with batch norm or dropout.
+# inside a pure function. Call `module.eval()` before you split a module with batch norm or dropout;
+# for a trained module, `fairmix_jax.models.adapters.nnx.nnx_logits(module)` does all of that.
 
 
 # %%

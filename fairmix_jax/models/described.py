@@ -1,8 +1,7 @@
 """Networks as pure functions, made from flax modules or from descriptions, and their weights."""
 
 import inspect
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from jax.tree_util import Partial
 
 from fairmix_jax.runtime import registry
 from fairmix_jax.runtime.errors import UsageError
-from fairmix_jax.types import ApplyFn, Array, Model, Weights
+from fairmix_jax.types import ApplyFn, Array, Key, Model, Weights
 
 
 def from_linen(
@@ -27,48 +26,98 @@ def from_linen(
     (`**kwargs` does not count). A module without `train` does the same in training; one
     without `hidden` has no hidden features but its normalised input. See `ApplyFn`.
     """
-    shift, factor = jnp.asarray(mean, jnp.float32), 1 / jnp.asarray(std, jnp.float32)
-    named = inspect.signature(module.__call__).parameters
+    call = module.__call__
 
-    def normalise(images):
-        own = [part.astype(images.dtype)[None, None, None] for part in (shift, factor)]
-        return (images - own[0]) * own[1]
-
-    def named_only(**given):
-        return {name: value for name, value in given.items() if name in named}
-
-    def init(key):
-        start = partial(module.init, **named_only(train=False, hidden=lambda features: features))
-        # On CPU the draws of a network's weights compile for as long as its training step.
-        # They run once: fewer of LLVM's passes give the same bits in a quarter of the time.
-        if not isinstance(key, Tracer):
-            quick = {"xla_backend_optimization_level": 1}
-            options = quick if jax.default_backend() == "cpu" else None
-            start = jax.jit(start, compiler_options=options)
-        variables = start(key, jnp.zeros((1, *image_shape)))
+    def start(key):
+        images, options = as_named(call, jnp.zeros((1, *image_shape)), train=False)
+        variables = module.init(key, images, **options)
         return variables["params"], variables.get("batch_stats", {})
 
     def apply(params, batch_stats, images, *, train, hidden=lambda features: features):
-        variables, images = {"params": params, "batch_stats": batch_stats}, normalise(images)
-        images = images if "hidden" in named else hidden(images)
-        call = partial(module.apply, variables, images, **named_only(train=train, hidden=hidden))
+        variables = {"params": params, "batch_stats": batch_stats}
+        images, options = as_named(call, images, train=train, hidden=hidden)
         if not train:
-            return call(), batch_stats
-        logits, updated = call(mutable=["batch_stats"])
+            return module.apply(variables, images, **options), batch_stats
+        logits, updated = module.apply(variables, images, mutable=["batch_stats"], **options)
         return logits, updated.get("batch_stats", batch_stats)
 
-    return Model(init, apply)
+    return normalised(Model(drawn(start), apply), mean=mean, std=std)
+
+
+def normalised(model: Model, *, mean: Sequence[float], std: Sequence[float]) -> Model:
+    """Returns a model that sees `(images - mean) / std`, both `[C]` and in pixel units."""
+    shift, factor = jnp.asarray(mean, jnp.float32), 1 / jnp.asarray(std, jnp.float32)
+
+    def apply(params, batch_stats, images, **options):
+        own = [part.astype(images.dtype)[None, None, None] for part in (shift, factor)]
+        return model.apply(params, batch_stats, (images - own[0]) * own[1], **options)
+
+    return model._replace(apply=apply)
+
+
+def as_named(
+    call: Callable[..., Any], images: Array, *, train: bool,
+    hidden: Callable[[Array], Array] = lambda features: features,
+) -> tuple[Array, dict[str, Any]]:  # fmt: skip
+    """Returns the images and options to call a network with: those that its signature names.
+
+    They are `train`, or as `is_training`, and `hidden`, without which the images are the hidden
+    features.
+    """
+    named = inspect.signature(call).parameters
+    options = {"train": train, "is_training": train, "hidden": hidden}
+    options = {name: value for name, value in options.items() if name in named}
+    return images if "hidden" in named else hidden(images), options
+
+
+def drawn(start: Callable[[Key], tuple[Any, Any]]) -> Callable[[Key], tuple[Any, Any]]:
+    """Returns the function of a key that draws weights, compiled for a single use.
+
+    On CPU the draws of a network's weights compile for as long as its training step. They run
+    once: fewer of LLVM's passes give the same bits in a quarter of the time.
+    """
+
+    def init(key):
+        if isinstance(key, Tracer):
+            return start(key)
+        quick = {"xla_backend_optimization_level": 1}
+        options = quick if jax.default_backend() == "cpu" else None
+        return jax.jit(start, compiler_options=options)(key)
+
+    return init
 
 
 def build_model(card: Mapping[str, Any]) -> Model:
-    """Returns the model of a `model_card`; `UsageError` if it or its arguments are unknown."""
-    chosen = card["model"]
+    """Returns the model of a `model_card`; `UsageError` if it or its arguments are unknown.
+
+    A member that is no linen module is a function from the shape of the images to a `Model`; a
+    `UsageError` says if that cannot be trained, or returns no logits.
+    """
+    chosen, shape, num_classes = card["model"], card["image_shape"], len(card["classes"])
     make = registry.load("models", chosen["name"])
     try:
-        module = make(len(card["classes"]), **registry.arguments("models", chosen))
+        made = make(num_classes, **registry.arguments("models", chosen))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return from_linen(module, card["image_shape"], mean=card["mean"], std=card["std"])
+    if isinstance(made, nn.Module):
+        return from_linen(made, shape, mean=card["mean"], std=card["std"])
+    try:
+        model = made(tuple(shape))
+        _require_logits(model, shape, num_classes)
+    except ValueError as error:
+        raise UsageError(f"model.name={chosen['name']!r}: {error}") from error
+    return normalised(model, mean=card["mean"], std=card["std"])
+
+
+def _require_logits(model: Model, image_shape: Sequence[int], num_classes: int) -> None:
+    """Raises a ValueError unless the network maps two images to their logits in training."""
+
+    def trained() -> Array:
+        weights = model.init(jax.random.key(0))
+        return model.apply(*weights, jnp.zeros((2, *image_shape)), train=True)[0]
+
+    if (found := jax.eval_shape(trained).shape) != (2, num_classes):
+        raise ValueError(f"it maps two images to {list(found)}, not to logits [2, {num_classes}]")
 
 
 def weights_template(model: Model) -> Weights:

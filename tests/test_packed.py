@@ -76,11 +76,11 @@ def test_members_that_are_not_done_are_said_to_be_so(folders, tmp_path):
     unfinished = runs.unfinished([tmp_path / "again"])
     assert unfinished == {
         str(tmp_path / "again" / name): "failed: out of memory",
-        str(tmp_path / "again" / lost): "done, but its evaluation is missing",
+        str(tmp_path / "again" / lost): "done, but it lacks its evaluation.json",
     }
     assert runs.unfinished([folders, folders / "." / ""]) == {
         str(folders / name): "failed: out of memory",
-        str(folders / lost): "done, but its evaluation is missing",
+        str(folders / lost): "done, but it lacks its evaluation.json",
     }
     packed.unpack(tmp_path / "again", tmp_path / "back")
     assert files(tmp_path / "back") == files(folders)

@@ -43,6 +43,8 @@ def write(
         texts += [as_data(panel.outcome), *map(markdown, (*panel.tables, *panel.ensembles))]
     write_text(output / "table.md", "\n\n".join(texts) + "\n")
     if show:
+        for name, how in unfinished.items():
+            console.print(printable(f"not in the report: {name}: {how}"), soft_wrap=True)
         for panel in panels:
             console.print(rich_table(headlines.short(panel.runs, panel.tables[0])))
             console.print(printable(panel.outcome))

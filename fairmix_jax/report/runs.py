@@ -167,7 +167,7 @@ def unfinished(paths: Sequence[Path]) -> dict[str, str]:
             if state["status"] != "done":
                 found[str(path / name)] = f"{state['status']}: {state.get('error', 'not done')}"
             elif name not in done:
-                found[str(path / name)] = "done, but its evaluation is missing"
+                found[str(path / name)] = "done, but it lacks its evaluation.json"
     return found
 
 

@@ -116,7 +116,10 @@ def _content(path):
         if path.name == "metrics.jsonl":
             return [timeless(json.loads(line)) for line in path.read_text().splitlines()]
         if path.suffix == ".npz" and path.name != "under_way.npz":
-            with np.load(path) as arrays:
+            with (
+                path.open("rb") as file,
+                np.load(file) as arrays,
+            ):  # which leaves a path's file open
                 return {name: _digest(arrays[name].tobytes()) for name in arrays.files}
         if path.name == "table.md":
             return re.sub(r"(?m)^\| seconds \|.*\n", "", path.read_text())

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -151,6 +152,9 @@ REFUSED = {  # what a file holds, and what is said
     "numbers that are shared by all": (
         dict.fromkeys(map(str, range(9)), tensor(Storage(np.ones(9000, "f4")), 0, (9000,))),
         "share numbers"),
+    "nothing of a huge size": (
+        HEAD | {"conv1.weight": tensor(Storage(np.ones(0, "f4")), 0, (0, 10**12, 3, 3))},
+        "share numbers"),
     "integers": (HEAD | {"linear.bias": np.ones(3, "i8")}, "numbers of type int64"),
     "no dictionary": ([1, 2], "no dictionary of tensors"),
     "no state dict": ({"epoch": 3, "nets": [1, {}]}, "has epoch, nets, and no state dict there"),
@@ -203,6 +207,25 @@ def test_a_planted_payload_runs_in_python_and_not_here(form, tmp_path):
     done = command(tmp_path, "f.pt", "out")
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert "asks for os.system" in done.stderr and "none of it was run" in done.stderr
+    assert out_of(tmp_path) == []
+
+
+AS_A_PROCESS = {
+    "a stride out of bounds": REFUSED["a stride out of bounds"],
+    "float8": REFUSED["float8"],
+    "two wrappers": ({"net": HEAD, "ema": HEAD}, "several state dicts: net, ema"),
+    "cut short": (zipped(HEAD)[:-9], "is damaged, or no file of weights"),
+    "a page": (b"<!DOCTYPE html>", "is a web page"),
+}
+
+
+@pytest.mark.parametrize("what", AS_A_PROCESS)
+def test_the_command_refuses_in_one_line_with_status_2(what, tmp_path):
+    content, said = AS_A_PROCESS[what]
+    (tmp_path / "f.pt").write_bytes(content if isinstance(content, bytes) else zipped(content))
+    done = command(tmp_path, "f.pt", "out")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("torch_import: 'f.pt'") and re.search(said, done.stderr)
     assert out_of(tmp_path) == []
 
 

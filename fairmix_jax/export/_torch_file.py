@@ -187,5 +187,5 @@ def _legacy(raw: mmap.mmap) -> Any:
 
 
 def nbytes(tensor: Tensor) -> int:
-    """Returns the memory that the values of a tensor take in their own type."""
-    return math.prod(tensor.shape) * tensor.dtype.itemsize
+    """Returns the bytes of a tensor in its own type; a size of 0, which hides others, is as 1."""
+    return math.prod(size or 1 for size in tensor.shape) * tensor.dtype.itemsize

@@ -59,8 +59,12 @@ COMMAND = re.compile(rf"(?:^|(?<=[\s`;&\"'(/]))(?:{OURS})(?= |$)[^`\n]*", re.M)
 END = r"( --\w+=\.{3}| {2,}\w| +#| > | ?\[| \| |=?\.{3}|[.]?$).*"
 LAST = {
     "compile": ["--config.compile.topology="], "report": ["--workdir=my.py"],
+    "audit": ["nowhere.safetensors"],
 }  # fmt: skip
-SAID = {"compile": "compile.topology is empty", "report": "'my.py' cannot be written"}
+SAID = {
+    "compile": "compile.topology is empty", "report": "'my.py' cannot be written",
+    "audit": "does not exist",
+}  # fmt: skip
 
 
 def texts() -> Iterator[str]:

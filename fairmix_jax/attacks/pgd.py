@@ -11,6 +11,7 @@ from fairmix_jax.attacks.projections import as_radius, project, random_offset, s
 from fairmix_jax.attacks.stepwise import misclassified
 from fairmix_jax.models.rewrite_convolutions import rewrite_convolutions
 from fairmix_jax.runtime import inputs
+from fairmix_jax.runtime.precision import at_full_precision
 from fairmix_jax.types import Array, Key, LogitsFn, ThreatModel
 
 Keep = Literal["last_iterate", "any_iterate", "both"]
@@ -38,7 +39,8 @@ def pgd(
     give fewer successes; nor does `"any_iterate"` give fewer than `"last_iterate"`.
 
     Edge cases: where the gradient is zero or not finite a step stays in place. Images of half
-    precision are attacked in float32, and the result is rounded to their type.
+    precision are attacked in float32, and the result is rounded to their type. GPUs and TPUs round
+    products as they do by default, but for deciding which restart counts.
 
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`, any JAX function that does not couple
@@ -115,6 +117,10 @@ def pgd(
         first = image if start is None else inside(start)
         return _ascend(evaluate, move, first, num_steps, momentum, keep != "last_iterate")
 
+    @at_full_precision
+    def is_broken(x: Array) -> Array:
+        return misclassified(logits_fn(x), labels)
+
     def run(restart: Array) -> tuple[tuple[Array, ...], Array]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, restart), index)
         found = jax.vmap(one)(keys, images, labels, targets, factors, start)
@@ -122,7 +128,7 @@ def pgd(
         kept = {"last_iterate": (last,), "any_iterate": (any_,), "both": (last, any_)}[keep]
         return kept, spoiled
 
-    kept, spoiled = _restart(run, lambda x: misclassified(logits_fn(x), labels), num_restarts)
+    kept, spoiled = _restart(run, is_broken, num_restarts)
     kept = tuple(x.astype(dtype) for x in kept)
     result = kept if keep == "both" else kept[0]
     return (result, spoiled) if flag_non_finite else result

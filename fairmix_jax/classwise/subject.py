@@ -13,6 +13,7 @@ from fairmix_jax.classwise.image_verdicts import Verdicts
 from fairmix_jax.data import Split, balanced_rows, batches
 from fairmix_jax.runtime import inputs
 from fairmix_jax.runtime.declared import declared
+from fairmix_jax.runtime.precision import Precision
 from fairmix_jax.types import Amount, Array, Count, LogitsFn, Positive, ThreatModel
 
 _MAX_EXAMPLES = 20
@@ -34,6 +35,9 @@ class Settings:
     num_restarts: Count = declared(1, "number of random starts of PGD, FGSM and MI-FGSM")
     radii: tuple[Positive, ...] = declared(
         (), "multiples of attack.epsilon at which to measure accuracy, for a curve", rises=True
+    )
+    search_precision: Precision = declared(
+        "default", "precision of float32 products in attacks on GPU and TPU; verdicts have highest"
     )
     save_adversarial: bool = declared(False, "whether to save AutoAttack's adversarial images")
     masking: bool = declared(True, "whether to judge AutoAttack's result for gradient masking")

@@ -33,9 +33,10 @@ from fairmix_jax.training.task import Task
 from fairmix_jax.types import CalibrationData, Weights
 
 _READ = {
-    "any": ("weights", "num_examples"), "clean": (), "fgsm": ("num_restarts",),
-    "mifgsm": ("num_restarts",), "pgd": ("num_restarts", "step_size"),
-    "ensemble": ("search_dtype", "masking", "save_adversarial"),
+    "any": ("weights", "num_examples"), "clean": (), "fgsm": ("num_restarts", "search_precision"),
+    "mifgsm": ("num_restarts", "search_precision"),
+    "pgd": ("num_restarts", "step_size", "search_precision"),
+    "ensemble": ("search_dtype", "search_precision", "masking", "save_adversarial"),
 }  # fmt: skip
 """The settings that an attack of a kind reads; those of any choose weights and images."""
 
@@ -131,7 +132,8 @@ def _kept(
 
 
 def _earlier(path: Path) -> dict[str, Any]:
-    return {"attacks": {}, "settings": {}} | (read_json(path, is_remade=True) or {})
+    found = {"attacks": {}, "settings": {}} | (read_json(path, is_remade=True) or {})
+    return found | {"settings": {"search_precision": "default"} | found["settings"]}  # as it was
 
 
 def save_foreign(

@@ -13,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
+from fairmix_jax.runtime.precision import at_full_precision
 from fairmix_jax.types import Array, LogitsFn, ThreatModel
 
 _COUPLED = 1e-3  # of the largest logit; rounding in another place of a batch is far less
@@ -145,6 +146,7 @@ def check_apart(logits_fn: LogitsFn, images: Array | np.ndarray) -> None:
 
 
 @jax.jit
+@at_full_precision
 def _forward(model: Partial, images: Array) -> Array:
     return checked_logits(model(images), len(images))
 

@@ -165,10 +165,9 @@ def _examples(queue: Queue, slots: Slots, *, is_start: bool = False) -> Example:
 
 def _step(attack: Stepwise, apply: Partial, confirm, queue: Queue, slots: Slots) -> Slots:
     step = partial(attack.step, network_of(apply))
-    examples = _examples(queue, slots)
-    state = jax.vmap(step)(examples, slots.run, slots.count, slots.state)
+    state = jax.vmap(step)(_examples(queue, slots), slots.run, slots.count, slots.state)
     confirmed = at_full_precision(_confirm, on_cpu=None if confirm else _as_found)
-    state = confirmed(confirm or apply, examples, slots.state, state)
+    state = confirmed(confirm or apply, _examples(queue, slots), slots.state, state)
     return slots._replace(count=slots.count + 1, state=state)
 
 

@@ -61,7 +61,8 @@ def ensemble(
         raise ValueError(f"images has shape {images.shape}; give at least one image")
     images, labels = np.asarray(inputs.as_single(images)), labels.astype(np.int32)
     if not isinstance(logits_fn, Randomized):
-        inputs.check_apart(logits_fn, images)
+        steps = any(attack.passes(2)[1] for attack in attacks.values())
+        inputs.check_model(logits_fn, images, by_gradient=steps)
     index = np.arange(len(images)) if index is None else index
     candidates = True if candidates is None else candidates
     inputs.check_whole(1, batch_size=settings.get("batch_size", 1))

@@ -90,6 +90,7 @@ def pgd(
     index = jnp.asarray(index)
     factors = _factors(scale, step_scale, images)
     loss_fn = objective(loss)
+    inputs.check_model(logits_fn, images, by_gradient=num_steps > 0)
     are_classes = isinstance(loss, str) and hasattr(targets, "dtype") and targets.ndim == 1
     compared = targets if are_classes else None
     logits_fn = inputs.checked_model(rewrite_convolutions(logits_fn), labels, targets=compared)

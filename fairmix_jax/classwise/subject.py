@@ -105,9 +105,12 @@ class Judgement:
 
 def check(
     logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str],
-    threat: ThreatModel,
+    threat: ThreatModel, *, by_gradient: bool,
 ) -> None:  # fmt: skip
-    """Raises a `ValueError` if images, labels, bounds, classes or logits do not fit each other."""
+    """Raises a `ValueError` if images, labels, bounds, classes or logits do not fit each other.
+
+    `by_gradient` tells whether the model is also looked at for a gradient, see `check_model`.
+    """
     inputs.check_labels(labels, len(np.atleast_1d(images)))
     inputs.check_whole(1, number_of_images=len(labels))
     pixels = batches.as_float(images)
@@ -126,4 +129,4 @@ def check(
             f"logits_fn maps one image to shape {shape}, but class_names has {len(class_names)} "
             f"names; it must give (1, {len(class_names)})"
         )
-    inputs.check_apart(logits_fn, pixels)
+    inputs.check_model(logits_fn, pixels, by_gradient=by_gradient)

@@ -77,7 +77,7 @@ def margin_table(
     index = np.arange(len(images)) if index is None else np.asarray(index)
     inputs.check_rows("index", index, len(images))
     images = np.asarray(inputs.as_single(images))
-    inputs.check_apart(logits_fn, images)
+    inputs.check_model(logits_fn, images)
     attack = make_apgd(
         norm=threat.norm, bounds=threat.bounds, targeted=True, num_targets=1, loss="margin",
         num_steps=num_steps,

@@ -226,11 +226,12 @@ def test_logits_of_any_size_have_a_direction():
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_half_precision_in_and_out_is_taken_everywhere(entry):
-    images = jnp.asarray(IMAGES, jnp.bfloat16)
-    found = entry(lambda x: model(x).astype(jnp.bfloat16), images, LABELS)
+    images, wide = jnp.asarray(IMAGES, jnp.bfloat16), ThreatModel("linf", 0.5)
+    labels = np.argmax(model(IMAGES), axis=1)
+    found = entry(lambda x: model(x).astype(jnp.bfloat16), images, labels, threat=wide)
     if hasattr(found, "shape"):
         change = np.asarray(found, np.float32) - np.asarray(images, np.float32)
-        assert found.shape == images.shape and 0 < np.abs(change).max() <= THREAT.epsilon + 0.004
+        assert found.shape == images.shape and 0 < np.abs(change).max() <= 0.504
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])

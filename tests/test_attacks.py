@@ -103,6 +103,7 @@ def test_scale_multiplies_radius_and_step_per_example(linear, examples):
     assert distance(together, images, "linf")[-1] > 0.15
 
 
+@pytest.mark.filterwarnings("ignore:logits_fn has no gradient")
 def test_zero_gradient_stays_in_place(examples):
     images, labels = examples
     arguments = dict(threat=ThreatModel("l2", 0.5), step_size=0.1)

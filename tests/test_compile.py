@@ -37,6 +37,10 @@ def test_a_step_compiled_for_eight_chips_reduces_once_and_never_in_a_loop(tmp_pa
     assert {c["kind"] for c in step["found"]} == {"all-reduce"} and len(step["found"]) <= 3
     assert not [c for p in (step, *evaluations) for c in p["found"] if c["in_loop"]]
     assert all(not p["found"] for p in evaluations)
+    clean, pgd = (p["products"] for p in evaluations)
+    assert step["products"]["highest"] <= 2  # sums over classes
+    assert set(clean) == {"highest"}
+    assert pgd["highest"] == 2 * clean["highest"] and pgd["default"] >= pgd["highest"]
     whole, predicted = content["training_step"], content["predicted"]
     assert whole["flops"] > step["flops"] > 0 and whole["bytes"] > step["bytes"] > 0
     told = sum(c["num_bytes"] for c in step["found"])

@@ -1,5 +1,7 @@
 """What is checked before images, labels, a model and a threat are believed, and where."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from fairmix_jax.attacks import (
     pgd,
     square,
 )
+from fairmix_jax.calibration import calibrate
 from fairmix_jax.classwise import intervals, metrics, paired
 from fairmix_jax.runtime import tables
 from fairmix_jax.runtime.errors import UsageError
@@ -30,6 +33,18 @@ LABELS = np.array([0, 1, 2, 0], np.int32)
 
 def model(x):
     return 10 * x.reshape(len(x), -1)[:, :3]
+
+
+def by_fgsm(logits_fn, images, labels, threat=THREAT):
+    return fgsm(logits_fn, jax.random.key(0), images, labels, threat=threat)
+
+
+def by_mi_fgsm(logits_fn, images, labels, threat=THREAT):
+    return mi_fgsm(logits_fn, jax.random.key(0), images, labels, threat=threat, num_steps=2)
+
+
+def by_fab(logits_fn, images, labels, threat=THREAT):
+    return fab(logits_fn, jax.random.key(0), images, labels, threat=threat, num_steps=2)
 
 
 def by_pgd(logits_fn, images, labels, threat=THREAT):
@@ -47,7 +62,11 @@ def by_square(logits_fn, images, labels, threat=THREAT):
 
 
 def by_autoattack(logits_fn, images, labels, threat=THREAT):
-    return autoattack(logits_fn, images, labels, threat=threat, version=["square"])
+    return autoattack(logits_fn, images, labels, threat=threat, version=["fab-t"])
+
+
+def by_calibration(logits_fn, images, labels, threat=THREAT):
+    return calibrate(logits_fn, images, labels, threat=threat, num_steps=2)
 
 
 def by_masking(logits_fn, images, labels, threat=THREAT):
@@ -55,13 +74,16 @@ def by_masking(logits_fn, images, labels, threat=THREAT):
 
 
 def by_evaluation(logits_fn, images, labels, threat=THREAT):
-    names, settings = ("a", "b", "c"), classwise.Settings(attacks="clean")
+    names, settings = ("a", "b", "c"), classwise.Settings(attacks="clean,pgd2")
     return classwise.evaluate(
         logits_fn, images, labels, class_names=names, threat=threat, settings=settings
     )
 
 
-ENTRIES = [by_pgd, by_apgd, by_square, by_autoattack, by_masking, by_evaluation]
+ENTRIES = [
+    by_pgd, by_fgsm, by_mi_fgsm, by_apgd, by_fab, by_square, by_autoattack, by_masking,
+    by_evaluation, by_calibration,
+]  # fmt: skip
 WRONG_LABELS = [
     [99, 1, 2, 0],
     [-1, 1, 2, 0],
@@ -103,11 +125,55 @@ def test_several_radii_at_once_are_refused(entry):
     refuses(entry, "epsilon", threat=ThreatModel("linf", np.array([0.1, 0.2, 0.3, 0.4])))
 
 
-@pytest.mark.parametrize("entry", [by_autoattack, by_masking, by_evaluation])
+@pytest.mark.parametrize("entry", ENTRIES)
 def test_a_model_that_couples_examples_is_refused(entry):
     refuses(entry, "other images", logits_fn=lambda x: model(x - jnp.mean(x)))
     noise = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
     refuses(entry, "its place there", logits_fn=lambda x: model(x) + noise[: len(x)])
+
+
+SAID = {  # a fault that is said, and the answer to an attack that needs no gradient
+    "looks like probabilities": lambda x: jax.nn.softmax(model(x)),
+    "zero or not finite, at 4 of 4": lambda x: model(jnp.round(4 * x) / 4),
+    "zero or not finite, at 4": lambda x: model(jnp.where(x > 2, jnp.sqrt(x - 2), x)),
+    "zero or not finite": lambda x: 1e4 * model(x),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("fault", SAID)
+def test_a_model_that_blinds_attacks_is_named_and_attacked(entry, fault):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        entry(SAID[fault], IMAGES, LABELS)
+    told = [str(one.message) for one in told]
+    if entry is by_square and "zero" in fault:
+        assert not told  # it needs no gradient
+    else:
+        assert told and all(fault in one and len(one.splitlines()) == 1 for one in told)
+
+
+def test_a_model_without_derivatives_is_judged_and_attacked_by_square():
+    def opaque(x):
+        shape = jax.ShapeDtypeStruct((len(x), 3), jnp.float32)
+        return jax.pure_callback(lambda x: np.asarray(model(np.asarray(x))), shape, x,
+                                 vmap_method="sequential")  # fmt: skip
+
+    assert evaluated(logits_fn=opaque)["attacks"]["clean"]["average"] >= 0
+    found, plain = (by_square(each, IMAGES, LABELS) for each in (opaque, model))
+    np.testing.assert_allclose(found, plain, atol=1e-6)
+
+
+def test_a_model_that_is_traced_is_believed():
+    """Its weights are not known yet, though the images are."""
+
+    @jax.jit
+    def attacked_with(weights):
+        return by_pgd(lambda x: model(x) @ weights, jnp.asarray(IMAGES), jnp.asarray(LABELS))
+
+    weights = jnp.eye(3)
+    expected = by_pgd(lambda x: model(x) @ weights, IMAGES, LABELS)
+    np.testing.assert_allclose(attacked_with(weights), expected, atol=1e-6)
 
 
 def test_uint8_stands_for_the_unit_interval_only():
@@ -115,6 +181,7 @@ def test_uint8_stands_for_the_unit_interval_only():
     refuses(by_evaluation, "uint8", images=(255 * IMAGES).astype(np.uint8), threat=threat)
 
 
+@pytest.mark.filterwarnings("ignore:logits_fn has no gradient")
 @pytest.mark.parametrize("attack", [pgd, mi_fgsm])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_gradient_that_is_not_finite_moves_nothing(attack, norm):
@@ -130,6 +197,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing(attack, norm):
     assert np.isfinite(found).all() and np.abs(found - images).max() <= 0.1 + 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:logits_fn has no gradient")
 def test_logits_of_any_size_have_a_direction():
     huge = lambda x: 1e30 * model(x)  # noqa: E731
     threat = ThreatModel("l2", 0.3)
@@ -154,6 +222,16 @@ def test_logits_of_any_size_have_a_direction():
         loss="margin",
     )
     np.testing.assert_allclose(small, large, atol=1e-6)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_half_precision_in_and_out_is_taken_everywhere(entry):
+    images, wide = jnp.asarray(IMAGES, jnp.bfloat16), ThreatModel("linf", 0.5)
+    labels = np.argmax(model(IMAGES), axis=1)
+    found = entry(lambda x: model(x).astype(jnp.bfloat16), images, labels, threat=wide)
+    if hasattr(found, "shape"):
+        change = np.asarray(found, np.float32) - np.asarray(images, np.float32)
+        assert found.shape == images.shape and 0 < np.abs(change).max() <= 0.504
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
@@ -202,9 +280,9 @@ def mixed(**options):
     return mixup.same_class_mixup(jax.random.key(0), images, labels, **options)
 
 
-def evaluated(rows=None, names=("a", "b", "c"), **settings):
+def evaluated(rows=None, names=("a", "b", "c"), logits_fn=model, **settings):
     return classwise.evaluate(
-        model, IMAGES, LABELS, class_names=names, threat=THREAT, rows=rows,
+        logits_fn, IMAGES, LABELS, class_names=names, threat=THREAT, rows=rows,
         settings=classwise.Settings(**{"attacks": "clean"} | settings),
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from fairmix_jax.attacks import Randomized, ThreatModel, autoattack
 from fairmix_jax.attacks.masking import examine
 
 THREAT = ThreatModel("linf", 0.2)
+pytestmark = pytest.mark.filterwarnings("ignore:logits_fn ")  # which say it of a few images
 
 
 @pytest.fixture(scope="module")

@@ -147,3 +147,18 @@ def test_an_operation_that_means_something_inside_of_another_one_only_is_left_al
     model = jax.shard_map(local, mesh=mesh, in_specs=rows, out_specs=rows)
     images = jax.random.uniform(jax.random.key(0), (2, 4, 4, 1))
     np.testing.assert_array_equal(rewrite_convolutions(model)(images), model(images))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_precision_that_is_set_for_all_products_is_inherited():
+    logits_fn, images = foreign()
+    own = nn.Conv(4, (3, 3), precision="high")
+    variables = own.init(jax.random.key(0), images)
+    with jax.default_matmul_precision("highest"):
+        same(logits_fn, images)
+        gradient = jax.grad(lambda x: jnp.sum(rewrite_convolutions(logits_fn)(x)))
+        text = jax.jit(gradient).trace(images).lower(lowering_platforms=("tpu",)).as_text()
+        program = jax.make_jaxpr(lambda x: own.apply(variables, x))(images)
+    found = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert len(found) == 6 and all("HIGHEST" in line for line in found)
+    assert rewrite_program(program) is program  # an operation's own stays

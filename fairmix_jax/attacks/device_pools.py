@@ -21,6 +21,7 @@ from fairmix_jax.attacks.projections import as_radius
 from fairmix_jax.attacks.slots import Pool, Queue, Slots
 from fairmix_jax.attacks.stepwise import Stepwise
 from fairmix_jax.attacks.verdict_state import StateFile, VerdictState
+from fairmix_jax.runtime.precision import Precision, at_full_precision
 from fairmix_jax.types import Array, Key
 
 _CHUNK_SECONDS = 1.0
@@ -101,8 +102,8 @@ def _work(
 ) -> tuple[Pool, Counts, float]:
     """Takes steps; returns the pools, their counts and the seconds it took."""
     start = time.perf_counter()
-    steps = np.int32(num_steps), np.int32(few)
-    pool = _advance(attack, plan.mesh, plan.early_exit, *plan.models, queue, pool, *steps)
+    steps, how = (np.int32(num_steps), np.int32(few)), (plan.early_exit, plan.search_precision)
+    pool = _advance(attack, plan.mesh, *how, *plan.models, queue, pool, *steps)
     held, found = pool.slots, pool.results
     looked_at = held.item, held.run, held.count, pool.next, queue.size, found.broken, found.steps
     item, run, count, seated, size, broken, steps = jax.device_get(looked_at)
@@ -182,11 +183,15 @@ def _empty(attack: Stepwise, mesh: Mesh, num_slots: int, queue: Queue) -> Pool:
     return _on_each(mesh, partial(slots.empty, attack, num_slots=num_slots), queue)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=6)
-def _advance(attack, mesh, early_exit, apply, confirm, queue, pool, num_steps, few) -> Pool:
+@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=7)
+def _advance(
+    attack, mesh, early_exit, precision, apply, confirm, queue, pool, num_steps, few
+) -> Pool:
     def local(queue, pool, apply, confirm, num_steps, few):
         options = dict(num_steps=num_steps, few=few, early_exit=early_exit, confirm=confirm)
-        return slots.advance(attack, apply, queue, pool, **options)
+        advance = partial(slots.advance, attack, **options)
+        advance = at_full_precision(advance) if precision == "highest" else advance
+        return advance(apply, queue, pool)
 
     return _on_each(mesh, local, queue, pool, whole=(apply, confirm, num_steps, few))
 
@@ -204,8 +209,9 @@ def _on_each(mesh: Mesh, local: Callable[..., Any], *split: Any, whole: tuple = 
 
 
 def lower(
-    attack: Stepwise, apply: Any, mesh: Mesh, shape: Sequence[int], num_classes: int, num_slots: int
-) -> Any:
+    attack: Stepwise, apply: Any, mesh: Mesh, shape: Sequence[int], num_classes: int,
+    num_slots: int, precision: Precision,
+) -> Any:  # fmt: skip
     """Lowers the program that takes an attack's steps, for devices that need not be here.
 
     `apply` is the model as a pytree of shapes, `shape` that of the images on each device.
@@ -224,4 +230,5 @@ def lower(
     pool = jax.eval_shape(partial(_empty, attack, mesh, num_slots), queue)
     pool = jax.tree.map(lambda leaf: each(leaf.shape[1:], leaf.dtype), pool)
     number = jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, _WHOLE))
-    return _advance.lower(attack, mesh, True, apply, None, queue, pool, number, number)
+    how = True, precision
+    return _advance.lower(attack, mesh, *how, apply, None, queue, pool, number, number)

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from fairmix_jax.attacks.report import AttackReport, merged
 from fairmix_jax.attacks.stepwise import Classifier, Randomized, Stepwise, misclassified, partial_of
 from fairmix_jax.attacks.verdict_state import CLEAN, ROBUST, StateFile, VerdictState
 from fairmix_jax.runtime import inputs, processes
+from fairmix_jax.runtime.precision import Precision
 from fairmix_jax.types import ThreatModel
 
 
@@ -39,7 +40,8 @@ def ensemble(
     index, the threat and the seed; not on the batch size, the other images, their order,
     the devices, `early_exit` or an interruption (as far as `logits_fn` itself does not: on some
     hardware its rounding depends on the shape of the batch). Every adversarial image is in the
-    ball, with the exact difference to the image, and in the bounds. Programs are compiled for
+    ball, with the exact difference to the image, and in the bounds, and misclassified at full
+    float32 precision, which no platform rounds. Programs are compiled for
     `batch_size` and a few parts of it, and for no other radius again.
 
     Args:
@@ -59,11 +61,15 @@ def ensemble(
         raise ValueError(f"images has shape {images.shape}; give at least one image")
     images, labels = np.asarray(inputs.as_single(images)), labels.astype(np.int32)
     if not isinstance(logits_fn, Randomized):
-        inputs.check_apart(logits_fn, images)
+        steps = any(attack.passes(2)[1] for attack in attacks.values())
+        inputs.check_model(logits_fn, images, by_gradient=steps)
     index = np.arange(len(images)) if index is None else index
     candidates = True if candidates is None else candidates
     inputs.check_whole(1, batch_size=settings.get("batch_size", 1))
     inputs.check_whole(-(2**63), seed=settings.get("seed", 0))
+    if (precision := settings.get("search_precision", "default")) not in get_args(Precision):
+        choices = ", ".join(get_args(Precision))
+        raise ValueError(f"search_precision={precision!r} is unknown; choose one of {choices}")
     if not attacks:
         raise ValueError("attacks, or the version, name none; give at least one")
     plan = Plan(

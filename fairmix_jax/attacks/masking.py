@@ -15,7 +15,7 @@ from fairmix_jax.attacks.plan import batches, predict
 from fairmix_jax.attacks.projections import lp_norm, surface_start
 from fairmix_jax.attacks.report import AttackReport
 from fairmix_jax.attacks.stepwise import Classifier, network_of, partial_of
-from fairmix_jax.runtime.inputs import as_single, check_batch
+from fairmix_jax.runtime.inputs import are_probabilities, as_single, check_batch
 from fairmix_jax.types import Array, Key, ThreatModel
 
 _TOO_FEW = "too few to tell"
@@ -130,7 +130,7 @@ def _outputs(apply: Partial, images: np.ndarray, key: Key) -> list[Finding]:
     is_random = change > 1e-4
     remedy = "attack with the version 'rand'" if is_random else "the limit is 1e-4"
     differ = f"two forward passes differ by {change:.1e} of the largest logit; {remedy}"
-    is_probability = first.min() >= -1e-5 and np.abs(first.sum(axis=1) - 1).max() < 1e-5
+    is_probability = are_probabilities(first)
     look = "look like probabilities; give logits" if is_probability else "are not probabilities"
     look, value = f"the outputs {look}", float(is_probability)
     return [

@@ -9,7 +9,7 @@ from jax import lax
 
 from fairmix_jax.attacks import slots, stepwise
 from fairmix_jax.attacks.projections import as_radius
-from fairmix_jax.attacks.stepwise import Classifier, Stepwise
+from fairmix_jax.attacks.stepwise import Classifier, Randomized, Stepwise
 from fairmix_jax.runtime import inputs
 from fairmix_jax.types import Array, Key, ThreatModel
 
@@ -18,9 +18,12 @@ def run_attack(
     make: Callable[..., Stepwise], *arguments: Any, threat: ThreatModel,
     index: Array | None = None, early_exit: bool = True, **options: Any,
 ) -> Array:  # fmt: skip
-    """Returns `attack_batch` of what `make` makes with the `options`, images checked first."""
-    inputs.check_batch(*arguments[2:], threat)
+    """Returns `attack_batch` of what `make` makes with the `options`, all checked first."""
+    logits_fn, _, images, labels = arguments
+    inputs.check_batch(images, labels, threat)
     attack = make(norm=threat.norm, bounds=threat.bounds, **options)
+    if not isinstance(logits_fn, Randomized):
+        inputs.check_model(logits_fn, images, by_gradient=attack.passes(2)[1] > 0)
     how: Any = dict(epsilon=threat.epsilon, index=index, early_exit=early_exit)
     return attack_batch(attack, *arguments, **how)
 

@@ -11,6 +11,7 @@ from fairmix_jax.attacks.projections import as_radius, project, random_offset, s
 from fairmix_jax.attacks.stepwise import misclassified
 from fairmix_jax.models.rewrite_convolutions import rewrite_convolutions
 from fairmix_jax.runtime import inputs
+from fairmix_jax.runtime.precision import at_full_precision
 from fairmix_jax.types import Array, Key, LogitsFn, ThreatModel
 
 Keep = Literal["last_iterate", "any_iterate", "both"]
@@ -40,6 +41,7 @@ def pgd(
     Edge cases: where the gradient is zero or not finite a step stays in place. Images of half
     precision are attacked in float32, and the result is rounded to their type. Inside a model in
     float16 gradients below 6e-8 vanish, and its robustness may be overrated: give bfloat16.
+    GPUs and TPUs round products as they do by default, but for deciding which restart counts.
 
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`, any JAX function that does not couple
@@ -91,6 +93,7 @@ def pgd(
     index = jnp.asarray(index)
     factors = _factors(scale, step_scale, images)
     loss_fn = objective(loss)
+    inputs.check_model(logits_fn, images, by_gradient=num_steps > 0)
     are_classes = isinstance(loss, str) and hasattr(targets, "dtype") and targets.ndim == 1
     compared = targets if are_classes else None
     logits_fn = inputs.checked_model(rewrite_convolutions(logits_fn), labels, targets=compared)
@@ -118,6 +121,10 @@ def pgd(
         first = image if start is None else inside(start)
         return _ascend(evaluate, move, first, num_steps, momentum, keep != "last_iterate")
 
+    @at_full_precision
+    def is_broken(x: Array) -> Array:
+        return misclassified(logits_fn(x), labels)
+
     def run(restart: Array) -> tuple[tuple[Array, ...], Array]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, restart), index)
         found = jax.vmap(one)(keys, images, labels, targets, factors, start)
@@ -125,7 +132,7 @@ def pgd(
         kept = {"last_iterate": (last,), "any_iterate": (any_,), "both": (last, any_)}[keep]
         return kept, spoiled
 
-    kept, spoiled = _restart(run, lambda x: misclassified(logits_fn(x), labels), num_restarts)
+    kept, spoiled = _restart(run, is_broken, num_restarts)
     kept = tuple(x.astype(dtype) for x in kept)
     result = kept if keep == "both" else kept[0]
     return (result, spoiled) if flag_non_finite else result

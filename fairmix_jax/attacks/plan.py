@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 from fairmix_jax.attacks import slots
 from fairmix_jax.attacks.stepwise import Stepwise, misclassified
 from fairmix_jax.runtime import processes
+from fairmix_jax.runtime.precision import Precision
 from fairmix_jax.runtime.sealed import digest
 from fairmix_jax.types import Key, ThreatModel
 
@@ -35,6 +36,7 @@ class Plan:
     threat: ThreatModel
     attacks: Mapping[str, Stepwise]  # a name is part of its attack's key
     search: Partial | None = None  # a cheaper version of the model (bfloat16, say), to attack
+    search_precision: Precision = "default"  # of attacks' products; verdicts have the highest
     seed: int = 0  # of all randomness
     batch_size: int = 256  # images under attack at a time, on each device
     early_exit: bool = True  # whether a broken image leaves, or only at the end of its run
@@ -108,6 +110,7 @@ class Plan:
             "threat": str(self.threat),
             "seed": self.seed,
             "search": digest(self.search) if self.search else None,
+            "search_precision": self.search_precision,
             "early_exit": self.early_exit,
             "attacks": [
                 [name, attack.num_steps, attack.num_runs(self.num_classes)]

@@ -17,6 +17,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from fairmix_jax.attacks.stepwise import Example, Stepwise, misclassified, network_of
+from fairmix_jax.runtime.precision import at_full_precision
 from fairmix_jax.types import Array, Key
 
 
@@ -57,8 +58,9 @@ class Pool(NamedTuple):
     next: Array  # [] int32
 
 
+@at_full_precision
 def clean_logits(apply: Partial, images: Array, index: Array, key: Key) -> Array:
-    """Returns logits `[B, K]`; a random model draws from each example's own key."""
+    """Returns `[B, K]`, for verdicts; a random model draws from each example's own key."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     return jax.vmap(network_of(apply))(images, keys)
 
@@ -90,8 +92,8 @@ def advance(
 
     Before a step free slots go to waiting items, and examples whose run is over start the next;
     after it those that are broken (without `early_exit` not before the end of the run) or have no
-    run left leave. If `confirm` is given, a success counts only if that model misclassifies the
-    image too; else the attack on it goes on.
+    run left leave. A success counts only if at full precision `confirm`, by default `apply`,
+    misclassifies the image too; else the attack on it goes on.
     """
     capacity, num_runs = len(queue.labels), attack.num_runs(queue.rivals.shape[1] + 1)
 
@@ -166,17 +168,21 @@ def _examples(queue: Queue, slots: Slots, *, is_start: bool = False) -> Example:
 def _step(attack: Stepwise, apply: Partial, confirm, queue: Queue, slots: Slots) -> Slots:
     step = partial(attack.step, network_of(apply))
     state = jax.vmap(step)(_examples(queue, slots), slots.run, slots.count, slots.state)
-    if confirm is not None:
-        state = _confirm(confirm, _examples(queue, slots), slots.state, state)
+    confirmed = at_full_precision(_confirm, on_cpu=None if confirm else _as_found)
+    state = confirmed(confirm or apply, _examples(queue, slots), slots.state, state)
     return slots._replace(count=slots.count + 1, state=state)
+
+
+def _as_found(confirm, examples: Example, before, after):
+    return after
 
 
 def _confirm(confirm: Partial, examples: Example, before, after):
     """Takes back a new success that `confirm` does not misclassify, and keeps an old one.
 
-    Why: a cheaper model (bfloat16) to search with may misclassify an image by rounding alone; the
-    verdict is about the model itself. It is asked right after the step, so that the attack goes on
-    where it says no, and only if some slot has a new success, so that it costs next to nothing.
+    Why: a cheaper model (bfloat16) to search with, or rounded products, may misclassify an image
+    by rounding alone; the verdict is about the model itself. It is asked right after the step, so
+    that the attack goes on where it says no, and only if some slot has a new success.
     """
     network = network_of(confirm)
 

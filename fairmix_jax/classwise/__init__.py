@@ -71,7 +71,8 @@ def evaluate(
     images, labels = np.asarray(images), np.asarray(labels)
     rows = np.arange(len(np.atleast_1d(labels))) if rows is None else rows
     try:
-        check(logits_fn, images, labels, class_names, threat)
+        steps = any(choice.kind not in ("clean", "ensemble") for choice in choices)
+        check(logits_fn, images, labels, class_names, threat, by_gradient=steps)
         inputs.check_rows("rows", rows, len(labels))
         inputs.check_whole(-(2**63), seed=settings.seed)
     except ValueError as error:

@@ -30,6 +30,7 @@ def judge(choice: AttackChoice, subject: Subject) -> Judgement:
     """
     images, labels, settings = subject.float_images, subject.split.labels, subject.settings
     common: Any = dict(threat=subject.threat, seed=settings.seed, batch_size=settings.batch_size)
+    common["search_precision"] = settings.search_precision
     with _progress(choice.name) as show:
         try:
             report = autoattack(

@@ -17,6 +17,7 @@ from fairmix_jax.classwise.image_verdicts import Verdicts
 from fairmix_jax.classwise.subject import Judgement, Settings, Subject
 from fairmix_jax.data import batches
 from fairmix_jax.runtime import processes, sharding
+from fairmix_jax.runtime.precision import at_full_precision
 from fairmix_jax.types import Array, Batch, Key, ThreatModel
 
 
@@ -39,7 +40,7 @@ def judge(choice: AttackChoice, subject: Subject) -> Judgement:
     withstood = verdicts.correct
     for found in any_iterate:
         withstood = withstood & found.correct
-        counts = subject.class_counts(found.correct)
+        counts = subject.class_counts(withstood)
         summary = metrics.summarize(*counts)
         facts["any_iterate"] = {
             "class_correct": counts[1].tolist(),
@@ -57,7 +58,8 @@ def radius_curve(choice: AttackChoice, subject: Subject, radii: Sequence[float])
     """
     look = make_judge(choice, threat=subject.threat, settings=subject.settings)
     found = [_over_batches(look, choice, subject, radius=radius)[0][0] for radius in radii]
-    return np.logical_and.accumulate([verdicts[-1].correct for verdicts in found])
+    withstood = [np.all([each.correct for each in verdicts], axis=0) for verdicts in found]
+    return np.logical_and.accumulate(withstood)
 
 
 def make_judge(
@@ -81,15 +83,21 @@ def make_judge(
         ),
     }[choice.kind]
 
+    def search(logits_fn: Partial, batch: Batch, key: Key, scale: Array) -> Any:
+        images, labels, _, _ = batch
+        if attack is None:
+            return images, jnp.zeros(len(labels), bool)
+        return attack(logits_fn, key, images, labels, index=batch.index, scale=scale)
+
+    is_highest = settings.search_precision == "highest"
+    attacked_by = at_full_precision(search) if is_highest else search
+
     @jax.jit
     def look(logits_fn: Partial, batch: Batch, key: Key, scale: Array) -> tuple[Any, Array]:
-        attacked, spoiled = batch.images, jnp.zeros(len(batch.labels), bool)
-        if attack is not None:
-            attacked, spoiled = attack(
-                logits_fn, key, batch.images, batch.labels, index=batch.index, scale=scale
-            )
+        attacked, spoiled = attacked_by(logits_fn, batch, key, scale)
         several = attacked if isinstance(attacked, tuple) else (attacked,)
-        verdicts = tuple(_verdicts(logits_fn(images), batch.labels) for images in several)
+        logits = map(at_full_precision(logits_fn), several)
+        verdicts = tuple(_verdicts(each, batch.labels) for each in logits)
         return (verdicts, spoiled), several[0]
 
     return look

@@ -13,6 +13,7 @@ from fairmix_jax.classwise.image_verdicts import Verdicts
 from fairmix_jax.data import Split, balanced_rows, batches
 from fairmix_jax.runtime import inputs
 from fairmix_jax.runtime.declared import declared
+from fairmix_jax.runtime.precision import Precision
 from fairmix_jax.types import Amount, Array, Count, LogitsFn, Positive, ThreatModel
 
 _MAX_EXAMPLES = 20
@@ -34,6 +35,9 @@ class Settings:
     num_restarts: Count = declared(1, "number of random starts of PGD, FGSM and MI-FGSM")
     radii: tuple[Positive, ...] = declared(
         (), "multiples of attack.epsilon at which to measure accuracy, for a curve", rises=True
+    )
+    search_precision: Precision = declared(
+        "default", "precision of float32 products in attacks on GPU and TPU; verdicts have highest"
     )
     save_adversarial: bool = declared(False, "whether to save AutoAttack's adversarial images")
     masking: bool = declared(True, "whether to judge AutoAttack's result for gradient masking")
@@ -101,9 +105,12 @@ class Judgement:
 
 def check(
     logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str],
-    threat: ThreatModel,
+    threat: ThreatModel, *, by_gradient: bool,
 ) -> None:  # fmt: skip
-    """Raises a `ValueError` if images, labels, bounds, classes or logits do not fit each other."""
+    """Raises a `ValueError` if images, labels, bounds, classes or logits do not fit each other.
+
+    `by_gradient` tells whether the model is also looked at for a gradient, see `check_model`.
+    """
     inputs.check_labels(labels, len(np.atleast_1d(images)))
     inputs.check_whole(1, number_of_images=len(labels))
     pixels = batches.as_float(images)
@@ -122,4 +129,4 @@ def check(
             f"logits_fn maps one image to shape {shape}, but class_names has {len(class_names)} "
             f"names; it must give (1, {len(class_names)})"
         )
-    inputs.check_apart(logits_fn, pixels)
+    inputs.check_model(logits_fn, pixels, by_gradient=by_gradient)

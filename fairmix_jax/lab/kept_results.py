@@ -16,9 +16,10 @@ from fairmix_jax.runtime.json_files import read_json
 from fairmix_jax.types import ThreatModel
 
 _READ = {
-    "any": ("weights", "num_examples"), "clean": (), "fgsm": ("num_restarts",),
-    "mifgsm": ("num_restarts",), "pgd": ("num_restarts", "step_size"),
-    "ensemble": ("search_dtype", "masking", "save_adversarial"),
+    "any": ("weights", "num_examples"), "clean": (), "fgsm": ("num_restarts", "search_precision"),
+    "mifgsm": ("num_restarts", "search_precision"),
+    "pgd": ("num_restarts", "step_size", "search_precision"),
+    "ensemble": ("search_dtype", "search_precision", "masking", "save_adversarial"),
 }  # fmt: skip
 """The settings that an attack of a kind reads; those of any choose weights and images."""
 
@@ -69,4 +70,5 @@ def kept(
 def earlier(directory: Path) -> dict[str, Any]:
     """Returns the content of `evaluation.json` there, without results if there is none."""
     found = read_json(directory / "evaluation.json", is_remade=True)
-    return {"attacks": {}, "settings": {}} | (found or {})
+    found = {"attacks": {}, "settings": {}} | (found or {})
+    return found | {"settings": {"search_precision": "default"} | found["settings"]}  # as it was

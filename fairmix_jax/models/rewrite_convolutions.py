@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from fairmix_jax.models.convolution import conv, lowering
@@ -27,8 +28,8 @@ def rewrite_convolutions(function: Function) -> Function:
 
     Guarantees: the same results up to rounding. Gradients in reverse mode only.
 
-    Edge cases: dilated and grouped convolutions, and those with a `precision`, stay as they
-    are; on CPU a `UserWarning` says so.
+    Edge cases: dilated and grouped convolutions, and those with a `precision` of their own, stay
+    as they are; on CPU a `UserWarning` says so.
     """
 
     @functools.wraps(function, updated=())
@@ -126,10 +127,16 @@ def _fits(equation: JaxprEqn) -> bool:
     return (
         dilations == groups == {1}
         and len(set(given["window_strides"])) == 1
-        and given["precision"] is None
+        and given["precision"] == _ambient_precision()
         and given["preferred_element_type"] in (None, images.dtype)
         and all(0 <= side < size for pair, size in paddings for side in pair)
     )
+
+
+def _ambient_precision() -> Any:
+    """What `jax.default_matmul_precision` gives a convolution that has none, and so `conv`'s."""
+    name = cast(Any, jax.config).jax_default_matmul_precision
+    return (lax.Precision(name),) * 2 if name else None
 
 
 def _convolve(equation: JaxprEqn, images: Any, kernel: Any) -> jax.Array:

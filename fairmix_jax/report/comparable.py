@@ -18,7 +18,7 @@ _NOT_A_METHOD = (
     "benchmark.", "compile.", "launch.", "study.", "audit.",
 )  # fmt: skip
 _AXES = ("rule", "mixing", "averaging", "calibration")
-_EVALUATED_WITH = ("step_size", "num_restarts", "search_dtype")
+_EVALUATED_WITH = ("step_size", "num_restarts", "search_dtype", "search_precision")
 
 
 class Method(NamedTuple):
@@ -186,7 +186,7 @@ def _members_of(run: Run) -> str:
 
 def method_fields(run: Run) -> dict[str, Any]:
     """Returns the fields that define a method: the run's config, and how it was evaluated."""
-    settings = run.evaluation.get("settings", {})
+    settings = {"search_precision": "default"} | run.evaluation.get("settings", {})  # as it was
     return (
         {k: v for k, v in run.config.items() if not k.startswith(_NOT_A_METHOD)}
         | {f"evaluate.{k}": settings[k] for k in _EVALUATED_WITH if k in settings}

@@ -4,6 +4,8 @@ A `ValueError` names in one line what does not fit, and the remedy. Shapes and t
 always, values where they are known: not where JAX traces them.
 """
 
+import warnings
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
+from fairmix_jax.runtime.precision import at_full_precision
 from fairmix_jax.types import Array, Key, LogitsFn, ThreatModel
 
 _COUPLED = 1e-3  # of the largest logit; rounding in another place of a batch is far less
@@ -132,18 +135,28 @@ def checked_logits(logits: Any, num_images: int) -> Array:
     return as_single(logits)
 
 
-def check_apart(logits_fn: LogitsFn, images: Array | np.ndarray) -> None:
-    """Checks that a model's answer to an image does not depend on the others in its batch.
+def check_model(
+    logits_fn: LogitsFn, images: Array | np.ndarray, *, by_gradient: bool = True
+) -> None:
+    """Looks at what a model makes of up to four images, unless JAX traces them or the model.
 
-    It is called on up to four images, on the same in another order, and on the first one repeated.
+    A `ValueError` says that its answer to an image depends on the others in the batch: it is called
+    on the images, on the same in another order, and on the first one repeated. A `UserWarning` says
+    that it returns probabilities, or, `by_gradient`, that the cross-entropy of its answer has no
+    gradient to follow on most of the images.
     """
     check_function(logits_fn)
+    if isinstance(images, Tracer) or not len(images):
+        return
     model = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
     several = np.asarray(images)[np.unique(np.linspace(0, len(images) - 1, 4).astype(int))]
-    logits = np.asarray(_forward(model, several))
-    again = np.asarray(_forward(model, np.repeat(several[:1], len(several), axis=0)))
-    moved = np.asarray(_forward(model, several[::-1]))[::-1]
-    size = np.abs(logits).max(initial=0.0, where=np.isfinite(logits))
+    answers = _answers(model, several, by_gradient)
+    if isinstance(answers[0], Tracer):
+        return
+    repeated = np.repeat(several[:1], len(several), axis=0)
+    others = (_answers(model, each, by_gradient)[0] for each in (repeated, several[::-1]))
+    logits, is_blind, again, moved = map(np.asarray, (*answers, *others))
+    moved, size = moved[::-1], np.abs(logits).max(initial=0.0, where=np.isfinite(logits))
     finite = np.isfinite(logits) & np.isfinite(moved)
     elsewhere = np.abs(logits - moved).max(initial=0.0, where=finite)
     difference = max(elsewhere, np.max(np.abs(logits[0] - again[0])))
@@ -153,11 +166,39 @@ def check_apart(logits_fn: LogitsFn, images: Array | np.ndarray) -> None:
             "other images of its batch or its place there change; give a model that judges every "
             "image by itself, and always alike, e.g. batch norm with running statistics, no dropout"
         )
+    if are_probabilities(logits):
+        told = "returns what looks like probabilities; give logits, since a softmax hides gradients"
+    elif 2 * is_blind.sum() > len(several):
+        told = (
+            f"has no gradient to follow, zero or not finite, at {is_blind.sum()} of {len(several)} "
+            "images, where attacks by gradients are blind and find it too robust; give logits of "
+            "ordinary size, not classes, or trust Square alone (see masking.examine)"
+        )
+    else:
+        return
+    warnings.warn(f"logits_fn {told}", stacklevel=2)
 
 
-@jax.jit
-def _forward(model: Partial, images: Array) -> Array:
-    return checked_logits(model(images), len(images))
+def are_probabilities(logits: np.ndarray) -> bool:
+    """Whether all rows of `[B, K]` are at least 0 and sum to 1, up to rounding."""
+    return bool(logits.min() >= -1e-5 and np.abs(logits.sum(axis=1) - 1).max() < 1e-5)
+
+
+@partial(jax.jit, static_argnums=2)
+def _answers(model: Partial, images: Array, by_gradient: bool) -> tuple[Array, Array]:
+    """Logits `[B, K]`, and `[B]` bool, whether the loss of the answer has no gradient there."""
+
+    def loss(images: Array) -> tuple[Array, Array]:
+        logits = checked_logits(model(images), len(images))
+        top, is_top = jnp.max(logits, 1), jax.nn.one_hot(jnp.argmax(logits, 1), logits.shape[1])
+        others = jnp.where(is_top > 0, 0.0, jnp.exp(logits - top[:, None]))
+        return jnp.sum(jnp.log1p(jnp.sum(others, axis=1))), logits  # exact where it is small
+
+    if not by_gradient:
+        return at_full_precision(loss)(images)[1], jnp.zeros(len(images), bool)
+    gradient, logits = at_full_precision(jax.grad(loss, has_aux=True))(images)
+    rows = gradient.reshape(len(images), -1)
+    return logits, ~(jnp.all(jnp.isfinite(rows), axis=1) & jnp.any(rows != 0, axis=1))
 
 
 def threefry(key: Key) -> Key:

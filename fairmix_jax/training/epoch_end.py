@@ -19,6 +19,7 @@ from fairmix_jax.methods.mixing import unmixed
 from fairmix_jax.models.described import logits_partial
 from fairmix_jax.runtime import processes
 from fairmix_jax.runtime.console import console
+from fairmix_jax.runtime.precision import at_full_precision
 from fairmix_jax.training.assembly import Trainer
 from fairmix_jax.training.checkpoints import KeptWeights
 from fairmix_jax.training.progress import MetricLog, TrainProgress
@@ -177,7 +178,8 @@ def _counts(
     logits_fn, images = logits_partial(apply_fn, weights), batch.images
     if attack is not None:
         images = attack(logits_fn, key, images, batch.labels, index=batch.index)
-    return class_statistics.count(logits_fn(images), batch, num_classes=num_classes)
+    logits = at_full_precision(logits_fn)(images)
+    return class_statistics.count(logits, batch, num_classes=num_classes)
 
 
 def _base_statistics(

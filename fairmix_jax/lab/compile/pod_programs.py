@@ -139,6 +139,7 @@ def _evaluations(config: ConfigDict, task: Task, mesh: Mesh) -> dict[str, dict[s
                 Mesh(np.asarray(mesh.devices), "device"),
                 (-(-num_images // mesh.size), *task.train.images.shape[1:]),
                 num_classes=len(task.dataset.class_names), num_slots=given.batch_size,
+                precision=given.search_precision,
             )  # fmt: skip
             found[f"{named.name}, {name}"] = tpu.compiled(program)
     return found

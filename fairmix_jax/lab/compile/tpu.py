@@ -5,6 +5,7 @@ import math
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from fairmix_jax.runtime.errors import UsageError, refused
 _OPERATION = re.compile(
     r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 )
+_PRODUCT = re.compile(r" (?:convolution|dot)\((?:.*operand_precision=\{(\w+))?")
 _ARRAY = re.compile(r"\b(pred|[a-z]+?\d+)\[([\d,]*)\]")
 _REPEATED = re.compile(r"(?:body|condition)=(%[^,\s]+)")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls|branch_computations)=\{?(%[^,}\s]+)")
@@ -53,8 +55,8 @@ def compiled(lower: Callable[[], Any]) -> dict[str, Any]:
     """Compiles what `lower` returns, or raises `DoesNotFit`.
 
     Returns the compiler's facts for one chip, with loop bodies counted once: `seconds` to compile,
-    bytes of `arguments` and `temporaries` in its memory, `flops`, `bytes` read and written, and
-    what is `found` of collectives.
+    bytes of `arguments` and `temporaries` in its memory, `flops`, `bytes` read and written, what is
+    `found` of collectives, and how many `products` of arrays have which precision.
     """
     start = time.perf_counter()
     try:
@@ -64,11 +66,13 @@ def compiled(lower: Callable[[], Any]) -> dict[str, Any]:
             raise
         raise DoesNotFit(" ".join(str(error).split())[:300]) from error
     memory, cost = program.memory_analysis(), program.cost_analysis()
+    text = program.as_text()
     return {
         "seconds": round(time.perf_counter() - start, 1),
         "arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes,
         "flops": float(cost.get("flops", 0.0)), "bytes": float(cost.get("bytes accessed", 0.0)),
-        "found": [collective._asdict() for collective in collectives(program.as_text())],
+        "found": [collective._asdict() for collective in collectives(text)],
+        "products": Counter(precision or "default" for precision in _PRODUCT.findall(text)),
     }  # fmt: skip
 
 

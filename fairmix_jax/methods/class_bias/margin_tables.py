@@ -27,6 +27,7 @@ from fairmix_jax.attacks.projections import as_radius
 from fairmix_jax.attacks.stepwise import Example, Stepwise, network_of, partial_of
 from fairmix_jax.runtime import VERSION, inputs, processes, sealed
 from fairmix_jax.runtime.errors import Damaged
+from fairmix_jax.runtime.precision import at_full_precision
 from fairmix_jax.types import Array, Key, LogitsFn, ThreatModel
 
 
@@ -76,7 +77,7 @@ def margin_table(
     index = np.arange(len(images)) if index is None else np.asarray(index)
     inputs.check_rows("index", index, len(images))
     images = np.asarray(inputs.as_single(images))
-    inputs.check_apart(logits_fn, images)
+    inputs.check_model(logits_fn, images)
     attack = make_apgd(
         norm=threat.norm, bounds=threat.bounds, targeted=True, num_targets=1, loss="margin",
         num_steps=num_steps,
@@ -140,7 +141,7 @@ def _rows(
 ) -> Array:  # fmt: skip
     """The table's rows of a batch, `[B, K]`."""
     network = network_of(model)
-    margins = functools.partial(_margins, network, key)
+    margins = at_full_precision(functools.partial(_margins, network, key))
     found = jax.vmap(margins)(images, labels)
     num_classes = found.shape[1]
 

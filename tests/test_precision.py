@@ -122,7 +122,11 @@ PROGRAMS = {  # what is lowered; forward passes that decide; whether others sear
     "margin table": (table_rows, 2, True),
     "validation": (validation, 1, False),
     "validation under attack": (lambda: validation(PGD), 1, True),
-    "coupling": (lambda: (inputs._answers.__wrapped__, network(), IMAGES, False), 1, False),
+    "coupling": (
+        lambda: (partial(inputs._answers, by_gradient=False), network(), IMAGES),
+        1,
+        False,
+    ),
 }
 
 

@@ -150,11 +150,13 @@ def check_model(
         return
     model = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
     several = np.asarray(images)[np.unique(np.linspace(0, len(images) - 1, 4).astype(int))]
-    answers = _answers(model, several, by_gradient)
+    answers = _answers(model, several, by_gradient=by_gradient)
     if isinstance(answers[0], Tracer):
         return
     repeated = np.repeat(several[:1], len(several), axis=0)
-    others = (_answers(model, each, by_gradient)[0] for each in (repeated, several[::-1]))
+    others = (
+        _answers(model, each, by_gradient=by_gradient)[0] for each in (repeated, several[::-1])
+    )
     logits, is_blind, again, moved = map(np.asarray, (*answers, *others))
     moved, size = moved[::-1], np.abs(logits).max(initial=0.0, where=np.isfinite(logits))
     finite = np.isfinite(logits) & np.isfinite(moved)
@@ -184,8 +186,8 @@ def are_probabilities(logits: np.ndarray) -> bool:
     return bool(logits.min() >= -1e-5 and np.abs(logits.sum(axis=1) - 1).max() < 1e-5)
 
 
-@partial(jax.jit, static_argnums=2)
-def _answers(model: Partial, images: Array, by_gradient: bool) -> tuple[Array, Array]:
+@partial(jax.jit, static_argnames="by_gradient")
+def _answers(model: Partial, images: Array, *, by_gradient: bool) -> tuple[Array, Array]:
     """Logits `[B, K]`, and `[B]` bool, whether the loss of the answer has no gradient there."""
 
     def loss(images: Array) -> tuple[Array, Array]:

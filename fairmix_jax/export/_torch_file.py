@@ -67,7 +67,7 @@ class _Reader(pickles.Reader):
         super().__init__(file)
         self.storages: dict[str, _Storage] = {}
         self.values = cache(lambda storage: np.frombuffer(load(storage.key), storage.dtype))
-        self.names = {
+        self.names = {  # the allowed names, which a pickle may ask for
             "collections.OrderedDict": lambda: _State(),  # without what else it would take
             "torch._utils._rebuild_tensor": self._tensor,
             "torch._utils._rebuild_tensor_v2": self._tensor,

@@ -1,4 +1,4 @@
-"""The tables of a report that have a row a class or a method, and how tables write numbers."""
+"""The tables of a report but for headlines and differences, and how tables write numbers."""
 
 import re
 from collections import defaultdict

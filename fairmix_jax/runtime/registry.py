@@ -1,8 +1,9 @@
 """Members of an axis, found by name: adding one is adding a file.
 
-A member is a module in a folder `fairmix_jax/<axis>/` with a function `make`, whose keyword
-arguments are the member's config fields and whose defaults and annotations are theirs: a type,
-or one with limits, such as `types.Share`.
+A member is a module with a function `make`: ours in `methods/<axis>/`, `models/` or `data/`, a
+user's in a folder `fairmix_jax/<axis>/` of their own. The keyword arguments of `make` are the
+member's config fields, with their defaults and annotations: a type, or one with limits, such as
+`types.Share`.
 """
 
 import functools

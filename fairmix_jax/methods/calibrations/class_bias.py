@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fairmix_jax.methods import calibrations
-from fairmix_jax.methods.class_bias import calibrate as fitted
+from fairmix_jax.methods.class_bias import calibrate as fit_biases
 from fairmix_jax.models.described import logits_partial
 from fairmix_jax.runtime import processes
 from fairmix_jax.runtime.registry import checked
@@ -59,7 +59,7 @@ def make(
 
         probe = np.arange(num_classes)
         _require_added(data, weights, moved_by(probe), probe)
-        found = fitted(
+        found = fit_biases(
             logits_partial(data.apply, weights), data.images, data.labels, threat=data.threat,
             objective=objective, t=t, max_drop=max_drop, clean_share=clean_share,
             num_steps=num_steps, num_restarts=num_restarts, seed=data.seed, index=data.index,

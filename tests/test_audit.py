@@ -1,10 +1,12 @@
 """Models of others: one command evaluates a list of them, goes on where it was, and reports."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,6 +23,7 @@ from fairmix_jax.lab.configs.digits import get_config
 from fairmix_jax.models.described import build_model
 from fairmix_jax.report import audited
 from fairmix_jax.runtime.errors import RunsFailed, UsageError
+from fairmix_jax.runtime.json_files import write_json
 from fairmix_jax.types import Weights
 
 GUESTS = """
@@ -47,6 +50,24 @@ def nine_classes():
 
 def broken():
     raise RuntimeError("no weights here")
+
+
+def ends():
+    import os, jax
+    os.chdir("/")
+    jax.config.update("jax_default_prng_impl", "rbg")
+    raise SystemExit(0)
+
+
+def late():
+    def logits_fn(images):
+        import beside
+        return nnx_net()(images) / beside.FACTOR
+    return logits_fn
+
+
+def nothing():
+    pass
 """
 
 
@@ -58,7 +79,8 @@ def guests(tmp_path_factory):
     card |= {"mean": [0.3], "std": [0.4], "model": {"name": "linear"}}
     facts = {"dataset": "digits", "threat": {"norm": "linf", "epsilon": 0.2}, "weights": "last"}
     for number, name in enumerate(("first", "second")):
-        own = card | {"source": {"zoo": f"cifar10/Linf/Zoo{number}"}}
+        source = {"file": "x.pt", "sha256": 64 * "0", "zoo": f"cifar10/Linf/Zoo{number}"}
+        own = card | {"source": source | {"licence": "", "parameters": 650, "assumed": []}}
         weights = Weights(*build_model(own).init(jax.random.key(number)))  # of zeros
         rng = np.random.default_rng(number)
         weights = jax.tree.map(
@@ -125,10 +147,10 @@ def test_a_calibrated_model_is_tested_on_images_that_did_not_choose_its_biases(g
     config.calibration.num_steps = 2
     models = [f"{guests}/first/model.safetensors"]
     audit.run(config, models, tmp_path)
-    before, after = (read(tmp_path, name) for name in ("first", "first-class_bias"))
+    before, after = (read(tmp_path, name) for name in ("first", "first/calibrated"))
     labels = digits.make().test.labels
     tested, _ = data.stratified_split(labels, 0.4)
-    with np.load(tmp_path / "first-class_bias" / "attacks" / "pgd2" / "verdicts.npz") as stored:
+    with np.load(tmp_path / "first" / "calibrated" / "attacks" / "pgd2" / "verdicts.npz") as stored:
         assert sorted(stored["row"]) == tested.tolist()
     totals = np.bincount(labels[tested], minlength=10).tolist()
     assert before["attacks"]["clean"]["class_total"] == totals
@@ -167,6 +189,69 @@ def test_killed_in_the_middle_it_goes_on(guests, tmp_path):
     states = json.loads((tmp_path / "sweep.json").read_text())["members"]
     assert {state["status"] for state in states.values()} == {"done"}
     assert (tmp_path / "report" / "index.html").exists()
+
+
+def test_another_card_is_another_model(guests, tmp_path):
+    """Weights that are imported again with another mean are judged again."""
+    folder = shutil.copytree(guests / "first", tmp_path / "first")
+    config = settings(**{"evaluate.attacks": "clean"})
+    audit.run(config, [f"{folder}/model.safetensors"], tmp_path / "audit")
+    before = read(tmp_path / "audit", "first")
+    card = json.loads((folder / "model.json").read_text())
+    del card["checksum"]
+    write_json(folder / "model.json", card | {"mean": [0.9]})
+    audit.run(config, [f"{folder}/model.safetensors"], tmp_path / "audit")
+    after = read(tmp_path / "audit", "first")
+    assert before["attacks"]["clean"]["verdicts"] != after["attacks"]["clean"]["verdicts"]
+
+
+def test_a_function_with_other_gradients_is_another_model(tmp_path):
+    """Who takes away what hid the gradients audits again, with the same logits."""
+    text = "import jax\ndef net():\n    return lambda x: 3 * {}.reshape(len(x), -1)[:, 20:30]\n"
+    (tmp_path / "own.py").write_text(text.format("jax.lax.stop_gradient(x)"))
+    with pytest.warns(UserWarning, match="no gradient"):
+        audit.run(settings(), [f"{tmp_path}/own.py:net"], tmp_path / "audit")
+    (tmp_path / "own.py").write_text(text.format("x"))
+    audit.run(settings(), [f"{tmp_path}/own.py:net"], tmp_path / "audit")
+    attacks = read(tmp_path / "audit", "net")["attacks"]
+    assert attacks["pgd2"]["average"] < attacks["clean"]["average"]
+
+
+def test_what_a_guest_does_to_the_process_is_undone(guests, tmp_path, monkeypatch):
+    """Helpers of the same name are each guest's own; JAX, folder and process are as before."""
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "beside.py").write_text("FACTOR = -2.0\n")
+    shutil.copy(guests / "own.py", tmp_path / "b" / "other.py")
+    (tmp_path / "b" / "other.py").write_text(GUESTS.replace("nnx_net", "other_net"))
+    monkeypatch.chdir(tmp_path)
+    models = [f"{guests}/own.py:{name}" for name in ("ends", "nnx_net", "nothing", "late")]
+    with pytest.raises(RunsFailed, match=r"2 of 5 models failed: ends: .*ended the process"):
+        audit.run(settings(), [*models, "b/other.py:other_net"], Path("audit"))
+    states = json.loads((tmp_path / "audit" / "sweep.json").read_text())["members"]
+    assert "returned None" in states["nothing"]["error"]
+    assert Path.cwd() == tmp_path and jax.config.jax_default_prng_impl == "threefry2x32"
+    assert not {"own", "other", "beside"} & set(sys.modules)
+    images = batches.as_float(digits.make().test.images[:50])
+    found = [read(tmp_path / "audit", name) for name in ("nnx_net", "other_net")]
+    ours, theirs = (np.array(f["attacks"]["clean"]["class_correct"]) for f in found)
+    assert len(images) and (ours != theirs).any()
+
+
+def test_runs_and_sweeps_are_not_replaced(guests, tmp_path):
+    (tmp_path / "first" / "checkpoints").mkdir(parents=True)
+    write_json(tmp_path / "sweep.json", {"members": {"first": {"status": "done"}}})
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("first", "second"):
+        with pytest.raises(UsageError, match="first' holds a run; give another --workdir"):
+            audit.run(settings(), [f"{guests}/{name}/model.safetensors"], tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("value", ["-5", "900", "nan", "true", '"1e999"', "[1]"])
+def test_a_published_number_is_a_share(value, guests, tmp_path):
+    (tmp_path / "Zoo0.json").write_text(f'{{"clean_acc": {value}}}')
+    with pytest.raises(UsageError, match=r"Zoo0\.json' is no model's JSON"):
+        audit._published(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -2,44 +2,33 @@
 
 import dataclasses
 import json
-import runpy
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from fairmix_jax import classwise, data, export, report
+from fairmix_jax import classwise, data, report
 from fairmix_jax.data import batches
 from fairmix_jax.lab import config as config_lib
-from fairmix_jax.lab import kept_results, sweeps, workdir
+from fairmix_jax.lab import guests, kept_results, sweeps, workdir
 from fairmix_jax.lab.evaluate_run import save_foreign
+from fairmix_jax.lab.guests import visiting
 from fairmix_jax.lab.schema import Config, as_plain
 from fairmix_jax.methods import class_bias
-from fairmix_jax.models.described import build_model, logits_partial, weights_template
 from fairmix_jax.runtime.console import console, working
 from fairmix_jax.runtime.errors import RunsFailed, UsageError, refused
-from fairmix_jax.runtime.json_files import write_json
+from fairmix_jax.runtime.json_files import read_json, write_json
 from fairmix_jax.runtime.sealed import digest
 from fairmix_jax.training.task import Task, build
-from fairmix_jax.types import LogitsFn
+
+CALIBRATED = "calibrated"
+"""The folder of a model's results with biases, in its own."""
 
 _PUBLISHED = ("clean_acc", "autoattack_acc")
-_PROBED = 64
-
-
-class _Guest(NamedTuple):
-    """A model of somebody else's."""
-
-    logits_fn: Partial
-    sha256: str  # of its weights, or of its logits of a few images
-    zoo_name: str = ""  # in RobustBench, if its card has one
 
 
 def run(config: ConfigDict, models: Sequence[str], directory: Path) -> None:
@@ -57,11 +46,13 @@ def run(config: ConfigDict, models: Sequence[str], directory: Path) -> None:
         `model.safetensors` by its folder.
 
     Raises:
-      UsageError: there is no model, two have the same name, or the config or data do not fit.
+      UsageError: there is no model, two have the same name, the config or data do not fit, or the
+        folder is that of a sweep, or has a run where a model would go.
       RunsFailed: some models failed; raised once the rest is done.
     """
-    settings = config_lib.settings(config)
+    settings, directory = config_lib.settings(config), directory.absolute()
     named = _named(models)
+    _require_own(directory, named)
     if settings.calibration.name not in ("none", "class_bias"):
         raise UsageError(
             f"calibration.name={settings.calibration.name!r} changes a network's weights, which an "
@@ -80,7 +71,7 @@ def run(config: ConfigDict, models: Sequence[str], directory: Path) -> None:
         for number, (name, source) in enumerate(named.items(), start=1):
             console.print(f"[{number}/{len(named)}] {name}")
             on_change(name, {"status": "running"})
-            with sweeps.surviving(directory / name, partial(on_change, name)):
+            with sweeps.surviving(directory / name, partial(on_change, name)), visiting(source):
                 start = time.monotonic()
                 _evaluate(source, name, settings, task, directory, published)
                 took = round(time.monotonic() - start, 1)
@@ -89,7 +80,8 @@ def run(config: ConfigDict, models: Sequence[str], directory: Path) -> None:
         workdir.record(directory)
         done = [name for name in named if states[name]["status"] == "done"]
         folders = [directory / name for name in done]
-        folders += [f for f in map(_calibrated, folders) if settings.calibration.name != "none"]
+        if settings.calibration.name != "none":
+            folders += [folder / CALIBRATED for folder in folders]
         if folders:
             report.write(directory, folders, alone=True)
     if failed := [name for name in named if name not in done]:
@@ -114,10 +106,20 @@ def _named(models: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"model {source!r} is no FILE.safetensors and no FILE.py:NAME")
         if not Path(f"{path}.py" if function else path).is_file():
             raise UsageError(f"model {source!r} does not exist; give another file")
+        if name == "report":
+            raise UsageError("no model may be named 'report'; rename its file or folder")
         if name in found:
             raise UsageError(f"two models are named {name!r}; rename {source!r} or its folder")
         found[name] = source
     return found
+
+
+def _require_own(directory: Path, names: Iterable[str]) -> None:
+    """Nothing of a sweep or a run, which trained what they hold, is to be replaced."""
+    earlier = read_json(directory / "sweep.json", is_remade=True) or {"members": {}}
+    for name in (*earlier["members"], *names):
+        if workdir.holds_run(directory / name):
+            raise UsageError(f"{str(directory / name)!r} holds a run; give another --workdir")
 
 
 def _evaluate(
@@ -125,35 +127,35 @@ def _evaluate(
     published: Mapping[str, Mapping[str, float]],
 ) -> None:  # fmt: skip
     """Evaluates a model as it is, and with biases where a calibration is chosen."""
-    test, chosen, folder = task.dataset.test, settings.calibration, directory / name
-    guest = _guest(source, task)
+    labels, chosen, folder = task.dataset.test.labels, settings.calibration, directory / name
+    guest = guests.load(source, task)
     audit = {"model": name, "published": published.get(guest.zoo_name or name, {})}
-    tested, fitted_on = np.arange(len(test.labels)), np.arange(0)
-    if chosen.name != "none":
-        tested, fitted_on = data.stratified_split(test.labels, settings.audit.fit_fraction)
-    rows = tested[data.balanced_rows(test.labels[tested], settings.evaluate.num_examples)]
-    _judge(guest, folder, rows, settings, task, {"method": name, "audit": audit})
+
+    def some(rows: np.ndarray) -> np.ndarray:
+        return rows[data.balanced_rows(labels[rows], settings.evaluate.num_examples)]
+
     if chosen.name == "none":
-        return
-    folder, (images, labels) = _calibrated(folder), test.take(fitted_on)
-    with working(f"calibration {chosen.name}: {len(labels):,} test images, not tested on"):
+        every = some(np.arange(len(labels)))
+        return _judge(guest, folder, every, settings, task, {"method": name, "audit": audit})
+    tested, fitted_on = map(some, data.stratified_split(labels, settings.audit.fit_fraction))
+    _judge(guest, folder, tested, settings, task, {"method": name, "audit": audit})
+    images, own = task.dataset.test.take(fitted_on)
+    folder /= CALIBRATED
+    with working(f"calibration {chosen.name}: {len(own):,} test images, not tested on"):
         fit = class_bias.calibrate(
-            guest.logits_fn, batches.as_float(images), labels, threat=task.threat,
-            seed=settings.seed, index=fitted_on, workdir=folder / "calibration",
+            guest.logits_fn, batches.as_float(images), own, threat=task.threat,
+            seed=settings.seed, index=fitted_on, workdir=folder / "calibration" / guest.sha256[:16],
             **chosen.arguments,
         )  # fmt: skip
     facts = as_plain(chosen) | {"offsets": fit.offsets.tolist(), "factor": fit.factor}
-    moved = _Guest(class_bias.with_bias(guest.logits_fn, fit), digest((guest.sha256, fit.offsets)))
+    sha256 = digest((guest.sha256, fit.offsets))
+    moved = guests.Guest(class_bias.with_bias(guest.logits_fn, fit), sha256)
     facts = {"method": f"{name}, {chosen.name}", "audit": audit, "calibration": facts}
-    _judge(moved, folder, rows, settings, task, facts)
-
-
-def _calibrated(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}-class_bias")
+    _judge(moved, folder, tested, settings, task, facts)
 
 
 def _judge(
-    guest: _Guest, folder: Path, rows: np.ndarray, settings: Config, task: Task,
+    guest: guests.Guest, folder: Path, rows: np.ndarray, settings: Config, task: Task,
     facts: dict[str, Any],
 ) -> None:  # fmt: skip
     """Evaluates a model on rows of the test set, but for what is known, and writes the result."""
@@ -172,40 +174,6 @@ def _judge(
     )
 
 
-def _guest(source: str, task: Task) -> _Guest:
-    """The model that a text names, if it has the data's classes and images."""
-    path, _, function = source.partition(".py:")
-    if function:
-        logits_fn = Partial(_made(Path(f"{path}.py"), function))
-        images = jnp.asarray(batches.as_float(task.dataset.test.images[:_PROBED]))
-        with refused(f"{source} does not take images of shape {images.shape}"):
-            return _Guest(logits_fn, digest(logits_fn(images)))
-    try:
-        card = export.read_card(source)
-        for field in ("image_shape", "classes"):
-            if card[field] != task.model_card[field]:
-                raise ValueError(
-                    f"its {field} is {card[field]}, the data's {task.model_card[field]}"
-                )
-        model = build_model(card)
-        weights = export.read_weights(source, weights_template(model))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{source!r} cannot be audited: {error}") from error
-    zoo_name = str(card.get("source", {}).get("zoo", "")).rpartition("/")[2]
-    return _Guest(logits_partial(model.apply, weights), digest(weights), zoo_name)
-
-
-def _made(path: Path, function: str) -> LogitsFn:
-    """What a function in a user's file returns; the file may import others beside it."""
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
-    try:
-        with refused(f"{path}:{function} cannot be called", "see error.txt in its folder"):
-            return runpy.run_path(str(path), run_name=path.stem)[function]()
-    finally:
-        sys.path.remove(folder)
-
-
 def _published(folder: str) -> dict[str, dict[str, float]]:
     """Accuracies that RobustBench publishes, by the names of models; it has them in %."""
     path, found = Path(folder).expanduser(), dict[str, dict[str, float]]()
@@ -214,6 +182,11 @@ def _published(folder: str) -> dict[str, dict[str, float]]:
     for file in sorted(path.glob("*.json")) if folder else ():
         with refused(f"audit.published: {str(file)!r} is no model's JSON"):
             content = json.loads(file.read_text())
-            known = {name: content[name] for name in _PUBLISHED if content.get(name)}
-            found[file.stem] = {name: float(value) / 100 for name, value in known.items()}
+            known = {name: content[name] for name in _PUBLISHED if name in content}
+            if any(isinstance(value, bool) for value in known.values()):
+                raise ValueError(f"accuracies are numbers, not {known}")
+            known = {name: float(value) / 100 for name, value in known.items()}
+            if not all(0 <= value <= 1 for value in known.values()):
+                raise ValueError(f"accuracies in % are from 0 to 100, not {known}")
+            found[file.stem] = known
     return found

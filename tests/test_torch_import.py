@@ -155,6 +155,13 @@ REFUSED = {  # what a file holds, and what is said
     "nothing of a huge size": (
         HEAD | {"conv1.weight": tensor(Storage(np.ones(0, "f4")), 0, (0, 10**12, 3, 3))},
         "share numbers"),
+    "a negative view": (
+        HEAD | {"linear.bias": Call(Name("torch._utils", "_rebuild_tensor_v2"),
+                                    Storage(np.ones(3, "f4")), 0, (3,), (1,), False,
+                                    Call(Name("collections", "OrderedDict")), {"neg": True})},
+        r"a negative view; save it again after v\.resolve_neg"),
+    "numbers beyond float32": (HEAD | {"linear.bias": np.full(3, 1e300)}, "linear.bias has NaN, or"),
+    "NaN": (HEAD | {"linear.bias": np.full(3, np.nan, "f4")}, "linear.bias has NaN, or numbers"),
     "integers": (HEAD | {"linear.bias": np.ones(3, "i8")}, "numbers of type int64"),
     "no dictionary": ([1, 2], "no dictionary of tensors"),
     "no state dict": ({"epoch": 3, "nets": [1, {}]}, "has epoch, nets, and no state dict there"),
@@ -247,6 +254,34 @@ STATES = {  # a pickle that gives a state to a function of the reader, or to tex
 def test_nothing_of_the_reader_can_be_changed(what, tmp_path):
     (tmp_path / "f.pt").write_bytes(with_pickle(b"\x80\x02" + STATES[what] + b".", zipped))
     with pytest.raises(UsageError, match="gives a state to what has none"):
+        import_model(tmp_path / "f.pt", tmp_path / "out", TOLD)
+
+
+TUPLES = {  # too deep to be hashed, and one that it would take for ever
+    "deep": b")" + b"\x85" * 1_000_000,
+    "shared": b")" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(60)),
+}
+
+
+@pytest.mark.parametrize("what", TUPLES)
+def test_a_tuple_for_the_type_of_a_storage_is_refused(what, tmp_path):
+    """In a process of its own, since the hash of it ends Python."""
+    text = (b"X" + len(t).to_bytes(4, "little") + t for t in (b"storage", b"0", b"cpu"))
+    kind, key, device = text
+    data = b"\x80\x02(" + kind + TUPLES[what] + key + device + b"K\x01tQ."
+    (tmp_path / "f.pt").write_bytes(with_pickle(data, zipped))
+    done = command(tmp_path, "f.pt", "out")
+    assert done.returncode == 2 and "names a storage in a way that is not known" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("name", ["data.pkl", "data/0", "version"])
+def test_two_members_of_one_name_are_refused(name, tmp_path):
+    """Readers differ in which they take."""
+    (tmp_path / "f.pt").write_bytes(zipped(HEAD))
+    with zipfile.ZipFile(tmp_path / "f.pt", "a") as archive:
+        archive.writestr(f"archive/{name}", archive.read(f"archive/{name}"))
+    with pytest.raises(UsageError, match="two of its members have the same name"):
         import_model(tmp_path / "f.pt", tmp_path / "out", TOLD)
 
 
@@ -431,7 +466,7 @@ def test_what_is_told_has_to_fit(tmp_path):
         (TOLD._replace(std=(float("inf"),)), "give a positive number for each channel"),
         (TOLD._replace(model={"name": "resnet"}), r"lacks conv1\.weight|lacks "),
         (TOLD._replace(model={"name": "lenet"}), "model.name='lenet' is unknown"),
-        (TOLD._replace(model={"depth": 3}), "model.depth=3 does not belong to 'linear'"),
+        (TOLD._replace(model={"depth": 3}), "model.depth=3 does not belong to model.name=linear"),
         (TOLD._replace(image_shape=(3, 3, 1)), r"linear\.weight has shape \[3, 4\]"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=said):

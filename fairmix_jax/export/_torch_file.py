@@ -85,7 +85,8 @@ class _Reader(pickles.Reader):
     def persistent_load(self, pid: Any) -> _Storage:
         """Returns the storage that a pickle names by its type, key, device and length."""
         kind, dtype, key, _, count, *view = pid
-        is_known = kind == "storage" and type(key) is str and type(count) is int
+        kinds = [type(part) for part in (kind, dtype, key, count)]  # a deep tuple's hash crashes
+        is_known = kinds == [str, str, str, int] and kind == "storage" and dtype in _DTYPES
         if not is_known or count < 0 or any(part is not None for part in view):
             raise ValueError("it names a storage in a way that is not known")
         found = _Storage(key, np.dtype(_DTYPES[dtype]), count)
@@ -94,8 +95,10 @@ class _Reader(pickles.Reader):
         return found
 
     def _tensor(
-        self, storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any
+        self, storage: _Storage, offset: int, shape: tuple, strides: tuple, *more: Any
     ) -> Tensor:
+        if any(more[2:]):  # after the need of a gradient, and hooks
+            raise UsageError("a tensor is a negative view; save it again after v.resolve_neg()")
         if not isinstance(storage, _Storage) or len(shape) != len(strides):
             raise ValueError("a tensor has no storage, or not as many strides as sizes")
         if any(type(n) is not int or n < 0 for n in (offset, *shape, *strides)):
@@ -157,6 +160,8 @@ def _zipped(archive: zipfile.ZipFile, size: int) -> Any:
     members = archive.infolist()
     if any(m.compress_type or m.compress_size != m.file_size or m.flag_bits & 1 for m in members):
         raise ValueError("its members are compressed or encrypted, which torch.save never does")
+    if len({m.filename for m in members}) < len(members):
+        raise ValueError("two of its members have the same name")
     if sum(m.file_size for m in members) > size:
         raise ValueError("its members are larger than it is")
     roots = [m.filename for m in members if m.filename.endswith("/data.pkl")]

@@ -185,7 +185,10 @@ def _converted(
         raise UsageError(f"its {key} has shape {list(tensor.shape)}, {told}")
     if tensor.dtype.kind not in "fV":  # V is bfloat16
         raise UsageError(f"its {key} has numbers of type {tensor.dtype}, no floating-point ones")
-    array = tensor.array().astype(np.float32)
+    with np.errstate(over="ignore"):
+        array = tensor.array().astype(np.float32)
+    if not np.isfinite(array).all():
+        raise UsageError(f"its {key} has NaN, or numbers beyond float32; take other weights")
     if len(shape) == 2 and (size := columns(card)):
         array = array.reshape(len(array), -1, *size).transpose(0, 2, 3, 1).reshape(len(array), -1)
     return np.ascontiguousarray(array.transpose(order))

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,29 @@ def test_views_of_one_storage_are_read_by_their_strides(form, tmp_path):
         np.testing.assert_array_equal(found[name], expected)
 
 
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_the_older_format_is_read_in_later_protocols(protocol, tmp_path):
+    """Those number what they remember by themselves, from 0 in each of the file's pickles."""
+    found = read(HEAD, tmp_path / "f.pt", partial(legacy, protocol=protocol))
+    for name, array in HEAD.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("size", [316, 15392])
+@pytest.mark.parametrize("name", ["f.safetensors", "f.pt"])
+def test_a_file_is_what_its_content_says(name, size, tmp_path):
+    """Of safetensors whose head's length is `<` in text, and of another name; and the reverse."""
+    save_file(HEAD, tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    own = int.from_bytes(content[:8], "little")
+    head = content[8 : 8 + own].ljust(size)
+    (tmp_path / name).write_bytes(size.to_bytes(8, "little") + head + content[8 + own :])
+    assert (tmp_path / name).read_bytes().lstrip()[:1] == b"<"
+    assert read_only(tmp_path / name).keys() == HEAD.keys()
+    for form in (zipped, legacy):
+        assert read(HEAD, tmp_path / name, form).keys() == HEAD.keys()
+
+
 def test_parameters_and_the_state_of_a_state_dict_are_read(tmp_path):
     rebuild = Name("torch._utils", "_rebuild_parameter")
     parameter = Call(
@@ -84,6 +108,7 @@ WRAPPED = {
     "model_state_dict": {"model_state_dict": HEAD, "unaveraged_model_state_dict": HEAD},
     "last": {"last": HEAD, "best": HEAD},
     "optimizer beside it": {"net": HEAD, "optimizer": {"state": {0: {"step": 1}}, "groups": [{}]}},
+    "other keys beside it": {"net": HEAD, "x": {0.5: 1, (1, "a"): 2, None: 3}},
     "module.": {f"module.{name}": value for name, value in HEAD.items()},
     "module.0.": {"model": {f"module.0.{name}": value for name, value in HEAD.items()}},
     "_orig_mod.": {f"_orig_mod.model.{name}": value for name, value in HEAD.items()},
@@ -155,6 +180,13 @@ REFUSED = {  # what a file holds, and what is said
     "nothing of a huge size": (
         HEAD | {"conv1.weight": tensor(Storage(np.ones(0, "f4")), 0, (0, 10**12, 3, 3))},
         "share numbers"),
+    "a negative view": (
+        HEAD | {"linear.bias": Call(Name("torch._utils", "_rebuild_tensor_v2"),
+                                    Storage(np.ones(3, "f4")), 0, (3,), (1,), False,
+                                    Call(Name("collections", "OrderedDict")), {"neg": True})},
+        r"a negative view; save it again after v\.resolve_neg"),
+    "numbers beyond float32": (HEAD | {"linear.bias": np.full(3, 1e300)}, "linear.bias has NaN"),
+    "NaN": (HEAD | {"linear.bias": np.full(3, np.nan, "f4")}, "linear.bias has NaN, or numbers"),
     "integers": (HEAD | {"linear.bias": np.ones(3, "i8")}, "numbers of type int64"),
     "no dictionary": ([1, 2], "no dictionary of tensors"),
     "no state dict": ({"epoch": 3, "nets": [1, {}]}, "has epoch, nets, and no state dict there"),
@@ -247,6 +279,41 @@ STATES = {  # a pickle that gives a state to a function of the reader, or to tex
 def test_nothing_of_the_reader_can_be_changed(what, tmp_path):
     (tmp_path / "f.pt").write_bytes(with_pickle(b"\x80\x02" + STATES[what] + b".", zipped))
     with pytest.raises(UsageError, match="gives a state to what has none"):
+        import_model(tmp_path / "f.pt", tmp_path / "out", TOLD)
+
+
+TUPLES = {  # too deep to be hashed, and one that it would take for ever
+    "deep": b")" + b"\x85" * 1_000_000,
+    "shared": b")" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(60)),
+}
+
+
+@pytest.mark.parametrize("what", TUPLES)
+def test_a_tuple_for_the_type_of_a_storage_is_refused(what, tmp_path):
+    """In a process of its own, since the hash of it ends Python."""
+    text = (b"X" + len(t).to_bytes(4, "little") + t for t in (b"storage", b"0", b"cpu"))
+    kind, key, device = text
+    data = b"\x80\x02(" + kind + TUPLES[what] + key + device + b"K\x01tQ."
+    (tmp_path / "f.pt").write_bytes(with_pickle(data, zipped))
+    done = command(tmp_path, "f.pt", "out")
+    assert done.returncode == 2 and "names a storage in a way that is not known" in done.stderr
+
+
+def test_a_deep_or_a_long_tuple_is_no_key(tmp_path):
+    for tuple_ in (b")" + b"\x85" * 1_000_000, b"(" + b"K\x01" * 9 + b"t"):
+        (tmp_path / "f.pt").write_bytes(with_pickle(b"\x80\x02}" + tuple_ + b"K\x01s.", zipped))
+        with pytest.raises(UsageError, match="no text, no number, and no short tuple"):
+            import_model(tmp_path / "f.pt", tmp_path / "out", TOLD)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("name", ["data.pkl", "data/0", "version"])
+def test_two_members_of_one_name_are_refused(name, tmp_path):
+    """Readers differ in which they take."""
+    (tmp_path / "f.pt").write_bytes(zipped(HEAD))
+    with zipfile.ZipFile(tmp_path / "f.pt", "a") as archive:
+        archive.writestr(f"archive/{name}", archive.read(f"archive/{name}"))
+    with pytest.raises(UsageError, match="two of its members have the same name"):
         import_model(tmp_path / "f.pt", tmp_path / "out", TOLD)
 
 
@@ -400,6 +467,98 @@ def test_export_and_import_give_the_same_bits(model, tmp_path):
     assert there.read_bytes() == back.read_bytes()
 
 
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_a_norm_without_running_statistics_is_told_or_refused(norm, tmp_path):
+    """PyTorch's have other groups and another epsilon, which the file does not show."""
+    card = {
+        "model": {"name": "small_cnn", "width": 8, "norm": norm}, "image_shape": [8, 8, 3],
+        "mean": [0.0] * 3, "std": [1.0] * 3, "classes": ["a", "b", "c"],
+    }  # fmt: skip
+    template = weights_template(build_model(card))
+    weights = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), template)
+    facts = {"dataset": "own", "threat": {}, "weights": "best"}
+    save_model(tmp_path / "run", Weights(*weights), card, facts)
+    torch_export.export(tmp_path / "run", tmp_path / "torch")
+    (tmp_path / "torch" / "model.json").unlink()
+    file = tmp_path / "torch" / "model_torch.safetensors"
+    told = Told(classes="a,b,c", image_shape=(8, 8, 3), mean=(0.0,) * 3, std=(1.0,) * 3)
+    fixed = ["ReLU", "strides in place of pooling"]
+    said = {"batch": ["epsilon 1e-5 of batch norm"], "none": []}
+    if norm == "group":
+        with pytest.raises(UsageError, match=r"no running statistics; give --model\.norm=group if"):
+            import_model(file, tmp_path / "out", told)
+        told = told._replace(model={"norm": "group"})
+        said["group"] = ["groups of 8 channels with epsilon 1e-6"]
+    _, found = import_model(file, tmp_path / "out", told)
+    assert found["model"] == card["model"] and found["source"]["assumed"] == fixed + said[norm]
+
+
+def head_of(**more):
+    """A state dict of which only the last layer fits, and some sizes."""
+    arrays = {name.replace("_", "."): np.zeros(shape, "f4") for name, shape in more.items()}
+    return HEAD | {f"{name}.weight": array for name, array in arrays.items()}
+
+
+BLOCK = {"conv1": (16, 1, 3, 3), "bn": (16,), "layer1_0_conv1": (16, 16, 3, 3)}
+SHAPES = {
+    "a bias of no size": (HEAD | {"linear.bias": np.array(1, "f4")}, r"bias has shape \[\], and"),
+    "a kernel of one size": (head_of(conv1=(3,)), r"shape \[3\], and ours is of 4 dim"),
+    "a first block of 1": (head_of(conv1=(8, 1, 3, 3), layer1_1_conv1=(8, 8, 3, 3)),
+                           r"lacks conv1\.weight or layer1\.0\.conv1\.weight"),
+    "a first layer of 0": (head_of(layer0_0_conv1=(8, 8, 3, 3)), "lacks conv1"),
+    "a block without a stem": (head_of(layer1_0_conv1=(8, 8, 3, 3)), "lacks conv1"),
+    "a long number": (head_of(**{"layer" + "9" * 5000 + "_0_conv1": (1, 1, 1, 1)}), "has layer999"),
+    "many blocks": (
+        head_of(**BLOCK) | {"bn.running_mean": np.zeros(16, "f4")} | {
+            f"layer{stage}.{n}.conv1.weight": np.zeros((16, 1, 1, 1), "f4")
+            for stage in (1, 2, 3) for n in range(60)},
+        "depth=364 .*has more than 1,000 layers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SHAPES)
+def test_names_and_sizes_that_no_model_has_are_said(what, tmp_path):
+    content, said = SHAPES[what]
+    (tmp_path / "f.pt").write_bytes(zipped(content))
+    with pytest.raises(UsageError, match=said) as told:
+        import_model(tmp_path / "f.pt", tmp_path / "out", TOLD)
+    assert "damaged" not in str(told.value) and out_of(tmp_path) == []
+
+
+def test_constants_that_cannot_be_divided_by_are_refused_in_an_own_card_too(tmp_path):
+    (tmp_path / "f.pt").write_bytes(zipped(HEAD))
+    import_model(tmp_path / "f.pt", tmp_path / "run", TOLD)
+    torch_export.export(tmp_path / "run", tmp_path / "torch")
+    file, page = tmp_path / "torch" / "model_torch.safetensors", tmp_path / "torch" / "model.json"
+    card = json.loads(page.read_text())
+    del card["checksum"]  # as who forges a card does
+    for wrong in ({"std": [0.0]}, {"std": [1e-60]}, {"mean": [float("nan")]}, {"std": [1.0, 1.0]}):
+        page.write_text(json.dumps(card | wrong))
+        with pytest.raises(UsageError, match=r"--(mean|std)=.* does not fit images of shape"):
+            import_model(file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_the_file_or_a_run_is_not_written_to(tmp_path):
+    """Else the model would replace what it was made of, or what was trained."""
+    (tmp_path / "theirs").mkdir()
+    save_file(HEAD, tmp_path / "theirs" / "model.safetensors")
+    (tmp_path / "link").symlink_to(tmp_path / "theirs")
+    (tmp_path / "ours" / "checkpoints").mkdir(parents=True)
+    for output, said in ("theirs", "itself"), ("link", "itself"), ("ours", "holds a run"):
+        with pytest.raises(UsageError, match=said):
+            import_model(tmp_path / "theirs" / "model.safetensors", tmp_path / output, TOLD)
+    assert load_file(tmp_path / "theirs" / "model.safetensors").keys() == HEAD.keys()
+    assert out_of(tmp_path) == ["checkpoints", "link", "model.safetensors", "ours", "theirs"]
+
+
+def test_a_linear_model_has_the_channels_that_are_told(tmp_path):
+    (tmp_path / "f.pt").write_bytes(zipped(HEAD))
+    told = Told(classes="a,b,c", image_shape=(1, 2, 2))
+    _, card = import_model(tmp_path / "f.pt", tmp_path / "out", told)
+    assert card["mean"] == [0.0, 0.0] and card["source"]["assumed"] == ["mean", "std"]
+
+
 def test_every_model_is_among_those_that_come_back():
     assert {model["name"] for model in MODELS} == set(registry.names("models"))
 
@@ -431,7 +590,7 @@ def test_what_is_told_has_to_fit(tmp_path):
         (TOLD._replace(std=(float("inf"),)), "give a positive number for each channel"),
         (TOLD._replace(model={"name": "resnet"}), r"lacks conv1\.weight|lacks "),
         (TOLD._replace(model={"name": "lenet"}), "model.name='lenet' is unknown"),
-        (TOLD._replace(model={"depth": 3}), "model.depth=3 does not belong to 'linear'"),
+        (TOLD._replace(model={"depth": 3}), "model.depth=3 does not belong to model.name=linear"),
         (TOLD._replace(image_shape=(3, 3, 1)), r"linear\.weight has shape \[3, 4\]"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=said):

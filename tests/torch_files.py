@@ -57,8 +57,8 @@ def tensor(values, offset=0, shape=None, strides=None):
 class _Pickler(pickle._Pickler):
     dispatch: ClassVar = pickle._Pickler.dispatch | {Name: lambda self, name: self.write(name.line)}
 
-    def __init__(self, file):
-        super().__init__(file, 2)
+    def __init__(self, file, protocol):
+        super().__init__(file, protocol)
         self.storages = []
 
     def persistent_id(self, found):
@@ -70,10 +70,10 @@ class _Pickler(pickle._Pickler):
         return "storage", name, str(self.storages.index(found)), "cpu", found.count
 
 
-def pickled(content):
-    """A pickle of protocol 2 and its storages; arrays in it are tensors."""
+def pickled(content, protocol=2):
+    """A pickle and its storages; arrays in it are tensors."""
     file = io.BytesIO()
-    pickler = _Pickler(file)
+    pickler = _Pickler(file, protocol)
     pickler.dump(_with_tensors(content))
     return file.getvalue(), pickler.storages
 
@@ -100,13 +100,13 @@ def zipped(content, compression=zipfile.ZIP_STORED, byteorder=b"little"):
     return file.getvalue()
 
 
-def legacy(content):
+def legacy(content, protocol=2):
     """The format before 1.6."""
-    data, storages = pickled(content)
+    data, storages = pickled(content, protocol)
     keys = [str(number) for number in range(len(storages))]
     system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}}
-    first = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, system)]
-    parts = [*first, data, pickle.dumps(keys, 2)]
+    first = [pickle.dumps(part, protocol) for part in (0x1950A86A20F9469CFC6C, 1001, system)]
+    parts = [*first, data, pickle.dumps(keys, protocol)]
     for storage in storages:
         parts += [struct.pack("<q", storage.values.size), storage.values.tobytes()]
     return b"".join(parts)

@@ -25,9 +25,7 @@ _SAFE = {
     "F64": "Double", "F32": "Float", "F16": "Half", "BF16": "BFloat16", "I64": "Long", "I32": "Int",
     "I16": "Short", "I8": "Char", "U8": "Byte", "BOOL": "Bool",
 }  # fmt: skip
-_LEGACY = (
-    b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # a pickle of PyTorch's number
-)
+_LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # PyTorch's number, pickled
 _STARTS = {
     b"<": "a web page in place of the file; download it in a browser",
     b"\x93NUMPY": "an array of NumPy; of DeepMind's models take the .pt file of the same name",
@@ -85,7 +83,8 @@ class _Reader(pickles.Reader):
     def persistent_load(self, pid: Any) -> _Storage:
         """Returns the storage that a pickle names by its type, key, device and length."""
         kind, dtype, key, _, count, *view = pid
-        is_known = kind == "storage" and type(key) is str and type(count) is int
+        kinds = [type(part) for part in (kind, dtype, key, count)]  # a deep tuple's hash crashes
+        is_known = kinds == [str, str, str, int] and kind == "storage" and dtype in _DTYPES
         if not is_known or count < 0 or any(part is not None for part in view):
             raise ValueError("it names a storage in a way that is not known")
         found = _Storage(key, np.dtype(_DTYPES[dtype]), count)
@@ -94,8 +93,10 @@ class _Reader(pickles.Reader):
         return found
 
     def _tensor(
-        self, storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any
+        self, storage: _Storage, offset: int, shape: tuple, strides: tuple, *more: Any
     ) -> Tensor:
+        if any(more[2:]):  # after the need of a gradient, and hooks
+            raise UsageError("a tensor is a negative view; save it again after v.resolve_neg()")
         if not isinstance(storage, _Storage) or len(shape) != len(strides):
             raise ValueError("a tensor has no storage, or not as many strides as sizes")
         if any(type(n) is not int or n < 0 for n in (offset, *shape, *strides)):
@@ -126,14 +127,15 @@ def opened(path: Path) -> Generator[Any]:
         try:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
                 start = raw[:64].lstrip()
-                if known := [said for head, said in _STARTS.items() if start.startswith(head)]:
-                    raise UsageError(f"it is {known[0]}")
-                if path.suffix == ".safetensors":
+                known = [said for head, said in _STARTS.items() if start.startswith(head)]
+                if raw[4:9] == b"\0\0\0\0{":  # the length of a head, and the head
                     yield _safe(raw[:])
+                elif known:
+                    raise UsageError(f"it is {known[0]}")
                 elif start.startswith(b"PK"):
                     with zipfile.ZipFile(path) as archive:
                         yield _zipped(archive, len(raw))
-                elif raw[: len(_LEGACY)] == _LEGACY:
+                elif _LEGACY in raw[:32]:
                     yield _legacy(raw)
                 else:
                     raise ValueError("it has the form of neither torch.save nor safetensors")
@@ -157,6 +159,8 @@ def _zipped(archive: zipfile.ZipFile, size: int) -> Any:
     members = archive.infolist()
     if any(m.compress_type or m.compress_size != m.file_size or m.flag_bits & 1 for m in members):
         raise ValueError("its members are compressed or encrypted, which torch.save never does")
+    if len({m.filename for m in members}) < len(members):
+        raise ValueError("two of its members have the same name")
     if sum(m.file_size for m in members) > size:
         raise ValueError("its members are larger than it is")
     roots = [m.filename for m in members if m.filename.endswith("/data.pkl")]
@@ -173,7 +177,8 @@ def _legacy(raw: mmap.mmap) -> Any:
     """The format before 1.6: five pickles, and for each storage its length and its numbers."""
     places: dict[str, slice] = {}
     reader = _Reader(raw, lambda key: raw[places[key]])
-    _, version, system, found, keys = (reader.load() for _ in range(5))
+    parts = (reader.memo.clear() or reader.load() for _ in range(5))  # each has its own memo
+    _, version, system, found, keys = parts
     if version != 1001 or system["little_endian"] is not True:
         raise UsageError(f"its version is not 1001, or its numbers are big-endian; {_CONVERT}")
     end = raw.tell()

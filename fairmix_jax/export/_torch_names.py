@@ -107,17 +107,28 @@ def described(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
 
     The file does not show what the convolution in a shortcut reads. It is taken to be the activated
     input, and the input itself where there is no last normalisation, as in RobustBench's networks.
-    A `UsageError` if the depth is none of our models'.
+    A norm without running statistics is taken to be ours, of groups. A `UsageError` if the depth is
+    none of our models', or a tensor has not as many sizes as ours.
     """
-    places = [re.match(r"layer(\d+)\.(\d+)\.conv1\.weight$", name) for name in shapes]
+    for name, shape in shapes.items():
+        kernel = re.search(r"(conv\d|shortcut\.0)\.weight$", name)
+        sizes = 4 if kernel else 1 if name.endswith(".bias") else len(shape)
+        if len(shape) != sizes:
+            told = f"its {name[:60]} has shape {list(shape)}"
+            raise UsageError(f"{told}, and ours is of {sizes} dimensions")
+    places = [re.match(r"layer(\d)\.(\d+)\.conv1\.weight$", name) for name in shapes]
     stages = [int(place[1]) for place in places if place]
     blocks = tuple(stages.count(stage) for stage in sorted(set(stages)))
-    norm = "batch" if any(name.endswith(".running_mean") for name in shapes) else "group"
+    has_norm = any(len(shape) == 1 for name, shape in shapes.items() if name.endswith(".weight"))
+    norm = "group" if has_norm else "none"
+    norm = "batch" if any(name.endswith(".running_mean") for name in shapes) else norm
     if not blocks and "conv1.weight" in shapes:
         return {"name": "small_cnn", "width": shapes["conv1.weight"][0], "norm": norm}
     if not blocks:
         return {"name": "linear"}
-    width = shapes["layer1.0.conv1.weight"][0]
+    if not {"conv1.weight", first := "layer1.0.conv1.weight"} <= shapes.keys():
+        raise UsageError(f"it lacks conv1.weight or {first}, with which our models start")
+    width = shapes[first][0]
     if "bn1.weight" in shapes:
         table = BOTTLENECKS if "layer1.0.conv3.weight" in shapes else BLOCKS
         return {"name": "resnet", "depth": _depth(table, blocks), "width": width, "norm": norm}

@@ -92,7 +92,7 @@ def layers(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     module = registry.load("models", chosen["name"])(
         len(card["classes"]), **registry.arguments("models", chosen)
     )
-    places = [(s, b) for s, blocks in enumerate(module.blocks, 1) for b in range(blocks)]
+    places = ((s, b) for s, blocks in enumerate(module.blocks, 1) for b in range(blocks))
     kind = "PreActBlock" if is_preact else module.block.__name__
     numbers = (1, 2, 3) if kind == "Bottleneck" else (1, 2)
     for number, (stage, block) in enumerate(places):

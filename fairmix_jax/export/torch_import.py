@@ -10,9 +10,9 @@ of RobustBench's model zoo, or assumed; all of it is printed. A file of `torch_e
 
 import argparse
 import hashlib
-import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from fairmix_jax.runtime.sealed import named
 from fairmix_jax.types import Weights
 
 _CARD = ("model", "image_shape", "mean", "std", "classes")
+_NORMS = {"batch": "epsilon 1e-5 of batch norm", "group": "groups of 8 channels with epsilon 1e-6"}
 
 
 class Told(NamedTuple):
@@ -62,10 +63,13 @@ def import_model(file: Path, output: Path, told: Told = _NOTHING) -> tuple[str, 
     """Writes `model.safetensors` and `model.json` of the model in a file to a folder.
 
     Returns what its layers' names say of it in words, and the content of `model.json`. A
-    `UsageError` says what cannot be read, is missing or has no place, and that `output` has a run.
+    `UsageError` says what cannot be read, is missing or has no place, and that `output` has a run,
+    or the file itself.
     """
-    if (output / "run.json").exists():
+    if any((output / name).exists() for name in ("run.json", "checkpoints")):
         raise UsageError(f"{str(output)!r} holds a run; give a folder of its own")
+    if output.resolve() in (file.parent.resolve(), file.resolve().parent):
+        raise UsageError(f"{str(output)!r} holds {file.name!r} itself; give another folder")
     entry = _zoo.entry(told.zoo) if told.zoo else None
     with file.open("rb") as raw:
         sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
@@ -78,6 +82,7 @@ def import_model(file: Path, output: Path, told: Told = _NOTHING) -> tuple[str, 
             what = "our own export, as the model.json beside it says"
         else:
             card, what = _card(tensors, family, told, entry), family.what
+        _require_constants(card)
         weights = _weights(tensors, card)
     known = {"zoo": "", "licence": entry.licence if entry else "", "assumed": []}
     chosen = {name: value for name in ("zoo", "licence") if (value := getattr(told, name))}
@@ -113,7 +118,14 @@ def _card(
     if "linear.bias" not in tensors:
         raise UsageError(f"it has no last layer with a bias that is known; see {listed(tensors)}")
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    number, channels = shapes["linear.bias"][0], shapes.get("conv1.weight", (0, 1))[1]
+    model = described(shapes)
+    if model.get("norm") == "group" and "norm" not in told.model:
+        raise UsageError(
+            "its norms have no running statistics; give --model.norm=group if they have groups of "
+            "8 channels and epsilon 1e-6, as in our own exports (PyTorch's usual one is 1e-5)"
+        )
+    (number,) = shapes["linear.bias"]
+    channels = shapes.get("conv1.weight", (0, (told.image_shape or (1,))[-1]))[1]
     usual = {(len(names), 3): dataset for dataset, names in _zoo.CLASSES.items()}
     chosen = told.classes or (entry.dataset if entry else usual.get((number, channels), ""))
     classes = _zoo.CLASSES.get(chosen) or [name for name in chosen.split(",") if name]
@@ -127,7 +139,7 @@ def _card(
         mean, std = _zoo.DEEPMIND.get(_dataset(classes), (mean, std))
     if has_constants := {"mu", "sigma"} <= tensors.keys():
         mean, std = (tensors.pop(n).array().astype(float).ravel().tolist() for n in ("mu", "sigma"))
-    model = described(shapes) | dict(family.options) | dict(told.model)
+    model |= dict(family.options) | dict(told.model)
     card: dict[str, Any] = {
         "model": {"name": model["name"]} | registry.arguments("models", model),
         "image_shape": list(told.image_shape or (32, 32, channels)),
@@ -135,16 +147,30 @@ def _card(
     }  # fmt: skip
     if not entry:
         told = told._replace(mean=card["mean"], std=card["std"]) if has_constants else told
-        card["source"] = {"assumed": _assumed(card["model"], told)}
+        fixed = [] if family.sign else _fixed(card["model"])
+        card["source"] = {"assumed": _assumed(card["model"], told) + fixed}
+    return card
+
+
+def _require_constants(card: Mapping[str, Any]) -> None:
     for name in ("mean", "std"):
-        are_sound = all(math.isfinite(n) and (n > 0 or name == "mean") for n in card[name])
-        if not are_sound or len(card[name]) != card["image_shape"][-1]:
+        with np.errstate(over="ignore"):
+            numbers = np.array(card[name], np.float32)
+        are_sound = np.isfinite(numbers).all() and (name == "mean" or (numbers > 0).all())
+        if not are_sound or numbers.shape != (card["image_shape"][-1],):
             kind = "number" if name == "mean" else "positive number"
             raise UsageError(
                 f"--{name}={card[name]} does not fit images of shape {card['image_shape']}; give "
                 f"a {kind} for each channel, with commas between them"
             )
-    return card
+
+
+def _fixed(model: Mapping[str, Any]) -> list[str]:
+    """What our model of a stranger's names cannot be told, and theirs may have otherwise."""
+    if "norm" not in model:
+        return []
+    norms = [said for kind, said in _NORMS.items() if model["norm"].startswith(kind)]
+    return [*["ReLU"] * ("activation" not in model), "strides in place of pooling", *norms]
 
 
 def _assumed(model: Mapping[str, Any], told: Told) -> list[str]:
@@ -159,9 +185,12 @@ def _assumed(model: Mapping[str, Any], told: Told) -> list[str]:
 
 def _weights(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> Weights:
     """The weights of a card's model; each tensor has its place in them, and each place a tensor."""
+    places = dict(islice(layers(card), 1001))
+    if len(places) > 1000:  # to build them takes minutes
+        raise UsageError(f"a {_shown(card['model'])} has more than 1,000 layers")
     model = build_model(card)
     template = jax.eval_shape(lambda: Weights(*model.init(jax.random.key(0))))
-    places, keys = dict(layers(card)), dict[str, Any]()
+    keys = dict[str, Any]()
     for path, leaf in named(template).items():
         layer, _, name = path.partition("/")[2].rpartition("/")
         keys[f"{places[re.sub('(Batch|Group)Norm', 'Norm', layer)]}.{ARRAYS[name]}"] = leaf.shape
@@ -185,7 +214,10 @@ def _converted(
         raise UsageError(f"its {key} has shape {list(tensor.shape)}, {told}")
     if tensor.dtype.kind not in "fV":  # V is bfloat16
         raise UsageError(f"its {key} has numbers of type {tensor.dtype}, no floating-point ones")
-    array = tensor.array().astype(np.float32)
+    with np.errstate(over="ignore"):
+        array = tensor.array().astype(np.float32)
+    if not np.isfinite(array).all():
+        raise UsageError(f"its {key} has NaN, or numbers beyond float32; take other weights")
     if len(shape) == 2 and (size := columns(card)):
         array = array.reshape(len(array), -1, *size).transpose(0, 2, 3, 1).reshape(len(array), -1)
     return np.ascontiguousarray(array.transpose(order))

@@ -18,21 +18,26 @@ LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID
 def _step(code: int) -> Callable[[Any], None]:
     """What an opcode does, for a price.
 
-    A key is text or a number, since a deep tuple's hash crashes, and a state is given only to what
-    has a use for it, since it could be any attribute of a function.
+    A state is given only to what has a use for it, since it could be any attribute of a function.
     """
     firsts = {pickle.SETITEM[0]: -2, pickle.SETITEMS[0]: 0}
 
     def step(reader: Any) -> None:
         reader.spend(128)
         keys = reader.stack[firsts[code] :: 2] if code in firsts else ()
-        if not all(isinstance(key, str | bytes | int) for key in keys):
-            raise pickle.UnpicklingError("a key is no text")
+        if not all(map(_is_key, keys)):
+            raise pickle.UnpicklingError("a key is no text, no number, and no short tuple of them")
         if code == pickle.BUILD[0] and not hasattr(type(reader.stack[-2]), "__setstate__"):
             raise pickle.UnpicklingError("it gives a state to what has none")
         pickle._Unpickler.dispatch[code](reader)
 
     return step
+
+
+def _is_key(found: Any) -> bool:
+    """Whether it has a hash, and soon: a deep tuple's crashes, and a long one's takes its time."""
+    parts = found if isinstance(found, tuple) and len(found) < 9 else (found,)
+    return all(isinstance(part, str | bytes | int | float | None) for part in parts)
 
 
 class Reader(pickle._Unpickler):  # the one in Python, whose opcodes are a table
@@ -49,6 +54,7 @@ class Reader(pickle._Unpickler):  # the one in Python, whose opcodes are a table
     dispatch: ClassVar = {code: _step(code) for code in _OPCODES}
     names: Mapping[str, Any]
     stack: list[Any]
+    memo: dict[int, Any]
     left = 1 << 29
 
     def spend(self, number: int) -> None:

@@ -315,9 +315,8 @@ def test_a_trained_model_is_imported_by_the_command(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", ["torch_import", str(file), str(tmp_path / "out")])
     torch_import.main()
     said = capsys.readouterr().out
-    assert (
-        "resnet depth=18 width=64 norm=batch" in said and "assumed      mean, std, classes" in said
-    )
+    assert "resnet depth=18 width=64 norm=batch" in said
+    assert "assumed      mean, std, classes, ReLU, strides in place of pooling, epsilon" in said
     folder = resources.files(foolbox) / "data"
     names = sorted(path.name for path in folder.iterdir() if path.name.startswith("cifar10_"))
     images, labels = [], []

@@ -247,6 +247,49 @@ def test_nnx_networks_may_name_train_and_hidden_and_exist_already(images):
     close(moved, module.out(images.reshape(len(images), -1)))
 
 
+class Holds(nnx.Module):
+    """A linear network that reads an attribute that the test gives it."""
+
+    def __init__(self, rngs, held):
+        self.held, self.out = held, nnx.Linear(64, 10, rngs=rngs)
+
+    def __call__(self, images):
+        return self.out(images.reshape(len(images), -1) - self.held)
+
+
+@pytest.mark.parametrize("array", [jnp.asarray, np.asarray])
+def test_plain_arrays_of_nnx_networks_are_state(array, images):
+    """Also those that are made inside of `make`, which NNX takes for static while it is traced."""
+    model = from_nnx(lambda rngs: Holds(rngs, array(np.linspace(0, 1, 64, dtype=np.float32))))
+    params, stats = jax.jit(model.init)(jax.random.key(0))
+    np.testing.assert_array_equal(stats["held"], np.linspace(0, 1, 64, dtype=np.float32))
+    flat = images.reshape(len(images), -1) - stats["held"]
+    logits, after = jax.jit(lambda p, s: model.apply(p, s, images, train=True))(params, stats)
+    close(logits, flat @ params["out"]["kernel"] + params["out"]["bias"])
+    chex.assert_trees_all_equal(after, stats)
+
+
+@pytest.mark.parametrize(
+    "held, message",
+    [
+        (np.ones(64, np.complex64), r"'held' is of type complex64; .* real floats"),
+        (np.full(64, 2**24 + 1, np.int32), r"'held' holds whole numbers beyond 2\*\*24"),
+        (np.full(64, -(2**31), np.int32), r"'held' holds whole numbers beyond 2\*\*24"),
+    ],
+)
+@pytest.mark.parametrize("kind", [nnx.Param, nnx.Variable])
+def test_what_float32_does_not_hold_is_refused(kind, held, message):
+    with pytest.raises(ValueError, match=message):
+        from_nnx(lambda rngs: Holds(rngs, kind(jnp.asarray(held))))
+
+
+def test_whole_numbers_up_to_the_limit_come_back_exactly(images):
+    model = from_nnx(lambda rngs: Holds(rngs, nnx.Variable(jnp.full(64, 2**24, jnp.int32))))
+    params, stats = model.init(jax.random.key(0))
+    _, after = model.apply(params, stats, images, train=True)
+    assert (after["held"] == 2**24).all()
+
+
 def test_other_models_mix_their_input_as_hidden_features_and_normalise(guest, images):
     model = guest.model()
     weights = model.init(jax.random.key(0))
@@ -285,7 +328,7 @@ def test_equinox_constants_stay_and_keys_in_a_state_are_refused(images):
         def __init__(self, key):
             self.index = eqx.nn.StateIndex(jax.random.clone(key))
 
-    with pytest.raises(ValueError, match=r"is of type key<fry>, as random keys are"):
+    with pytest.raises(ValueError, match=r"is of type key<fry>; .* hold no random keys"):
         from_equinox(Keyed)
 
 

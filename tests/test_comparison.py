@@ -243,8 +243,26 @@ def test_counts_that_coincide_prove_nothing():
 
 def test_perfect_methods_are_not_told_apart():
     ones = [np.ones((3, 100), bool)] * 2
-    for found in paired.differences(ones, ones).values():
-        assert found.p_value == 1 and found.interval.high == pytest.approx(0.0295, abs=1e-4)
+    for name, found in paired.differences(ones, ones).items():
+        reach = 1 - 0.05 ** (1 / (200 if name == "average" else 100))
+        assert found.p_value == 1 and found.interval.high == pytest.approx(reach)
+
+
+def test_where_no_image_differs_the_average_has_those_of_all_classes():
+    """No difference among 100 images, ten of each class: 3 in 100, and not 3 in 10."""
+    rng = np.random.default_rng(0)
+    same = [rng.random((1, 10)) < 0.5 for _ in range(10)]
+    found = difference(same, same, metrics.average)
+    assert found.interval == pytest.approx((0.05 ** (1 / 100) - 1, 0, 1 - 0.05 ** (1 / 100)))
+    one = difference([np.ones((1, 10), bool)], [np.zeros((1, 10), bool)], metrics.average)
+    assert one.interval == pytest.approx((0.05 ** (1 / 10), 1, 1)) and one.p_value < 1e-6
+
+
+def test_where_no_image_differs_the_smallest_class_bounds_the_average():
+    """Of 2 and 1,000 images all doubt is about the class of 2: its bound, shared by two classes."""
+    same = [np.ones((1, 2), bool), np.ones((1, 1000), bool)]
+    high = difference(same, same, metrics.average).interval.high
+    assert high == pytest.approx((1 - 0.05 ** (1 / 2)) / 2, rel=0.01)
 
 
 def test_classes_over_seeds_are_jeffreys_intervals_and_students_t():

@@ -262,6 +262,22 @@ def test_the_values_of_a_sweep_are_checked(text, field):
             "--config.rule.slope=1 names no config field; rule.name=cfol takes gamma, "
             "learning_rate, by; ",
         ),
+        (["--config.atac.epsilon=1"], "names no config field; the nearest are attack.epsilon, "),
+        (["--config.attack.eps=1"], "names no config field; the nearest are attack.epsilon"),
+        (["--config.zzz=1"], "names no config field; `fairmix fields`"),
+        (["--config.sweep=attack.eps=1"], "not a config field; the nearest are attack.epsilon"),
+        (
+            ["--config.rule.name=hardweight"],
+            "variance, wat, or put your own fairmix_jax/rules/NAME.py into a folder on PYTHONPATH",
+        ),
+        (
+            ["--mode=evaluate", "--config.evaluate.weights=x.pt"],
+            "(import .pt with python -m fairmix_jax.export.torch_import)",
+        ),
+        (
+            ["--mode=evaluate", "--config.evaluate.weights=a.safetensors", "--config.data.dir=/no"],
+            "evaluate.weights='a.safetensors' does not exist; ",
+        ),
     ],
 )
 def test_a_command_ends_with_the_line(arguments, message, tmp_path):

@@ -192,6 +192,9 @@ def test_model_card_tells_every_class_and_its_limits(workdir):
     text = (workdir / "model_card.md").read_text()
     assert text.startswith("---\nlibrary_name: fairmix_jax")
     assert "| j | 90.0 | 50.0 |" in text and "## Limits" in text and "commit abc" in text
+    assert re.search(
+        r"^# preact_resnet trained on .*\n\n.* weights of the run, evaluated in", text, re.M
+    )
 
 
 def test_a_model_card_has_one_number_under_each_heading_of_the_report(workdir):

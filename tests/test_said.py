@@ -94,6 +94,25 @@ def test_too_few_to_tell_is_a_verdict_and_no_pass(share, number, verdict):
     assert masking.SEVERITY.index("pass") < masking.SEVERITY.index("too few to tell")
 
 
+@pytest.mark.parametrize("constant", [True, False])
+def test_one_class_for_all_images_is_said(constant, capsys):
+    labels = np.arange(12, dtype=np.int32) % 3
+    images = np.repeat(labels[:, None, None, None] / np.float32(4), 4, axis=1)
+
+    def logits_fn(x):  # the nearest of three levels, or the last one whatever the image
+        near = -10 * (4 * x[:, 0, 0] - jnp.arange(3.0)[None]) ** 2
+        return near + jnp.array([[0.0, 0.0, 100.0 * constant]])
+
+    chosen = classwise.Settings("clean,fgsm")
+    classwise.evaluate(
+        logits_fn, images, labels, class_names=["ant", "bee", "cat"],
+        threat=ThreatModel("linf", 0.01), settings=chosen,
+    )  # fmt: skip
+    said = " ".join(capsys.readouterr().out.split())
+    line = "clean: predicts cat for all 12 images; check normalisation and weights"
+    assert said.count("predicts") == said.count(line) == constant
+
+
 def test_what_is_not_finite_is_counted_and_said(tmp_path, capsys):
     images = np.random.default_rng(0).uniform(0.2, 0.8, (6, 3, 3, 1)).astype(np.float32)
     images[0], images[1] = 0.0, 1.0

@@ -118,6 +118,7 @@ def _attacked(choice: AttackChoice, subject: Subject) -> tuple[Judgement, dict[s
     found |= judgement.facts
     if choice.kind == "pgd":
         found["withstood"] = _packed(subject, judgement.withstood)
+    predicted = judgement.verdicts.prediction
     is_balanced = metrics.is_balanced(found["class_total"])
     overall = "" if is_balanced else f", overall {found['overall']:.1%}"
     console.print(
@@ -128,6 +129,9 @@ def _attacked(choice: AttackChoice, subject: Subject) -> tuple[Judgement, dict[s
     if lost := metrics.non_finite(found):
         meaning = "such logits count as wrong, such a gradient moves nothing"
         console.print(f"{choice.name}: {lost} are not finite ({meaning})")
+    elif choice.kind == "clean" and np.ptp(subject.split.labels) and not np.ptp(predicted):
+        what = f"{printable(subject.class_names[predicted[0]])} for all {len(predicted):,} images"
+        console.print(f"clean: predicts {what}; check normalisation and weights")
     return judgement, found
 
 

@@ -51,21 +51,21 @@ def average(class_total: ArrayLike, class_correct: ArrayLike) -> Interval:
     total, accuracy = _present(class_total, class_correct)
     draws = np.random.default_rng(0).binomial(total, accuracy, (_RESAMPLES, len(total)))
     ends = np.quantile(np.mean(draws / total, axis=1), (TAIL, 1 - TAIL))
-    centre, hidden = accuracy.mean(), [_hidden(total[accuracy == end]) for end in (1, 0)]
-    below, above = np.hypot(np.abs(ends - centre), np.divide(hidden, len(total)))
+    centre, reach = accuracy.mean(), [hidden(total[accuracy == end], TAIL) for end in (1, 0)]
+    below, above = np.hypot(np.abs(ends - centre), np.divide(reach, len(total)))
     return Interval(float(centre - below), float(centre), float(centre + above))
 
 
-def _hidden(sizes: np.ndarray) -> float:
-    """The largest sum of error rates that leaves no error in any image the chance `TAIL`.
+def hidden(sizes: np.ndarray, tail: float) -> float:
+    """Returns the largest sum of error rates that leaves no error in any image the chance `tail`.
 
-    Of all rates with `prod (1 - e_c)^n_c = TAIL` the sum is largest where `1 - e_c` is
+    Of all rates with `prod (1 - e_c)^n_c = tail` the sum is largest where `1 - e_c` is
     `min(1, n_c / rate)`. One class gives the bound of Clopper and Pearson (1934), classes of equal
     size that of all their images together.
     """
     sizes = np.sort(sizes).astype(float)
     known = np.cumsum(sizes)
-    rates = np.exp((np.cumsum(sizes * np.log(sizes)) - np.log(TAIL)) / known)
+    rates = np.exp((np.cumsum(sizes * np.log(sizes)) - np.log(tail)) / known)
     return float(np.sum(1 - np.minimum(sizes / rates.min(initial=np.inf), 1)))
 
 

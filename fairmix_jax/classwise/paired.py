@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from fairmix_jax.classwise.intervals import TAIL, Interval
-from fairmix_jax.classwise.metrics import STATISTICS, Statistic
+from fairmix_jax.classwise.intervals import TAIL, Interval, hidden
+from fairmix_jax.classwise.metrics import STATISTICS, Statistic, average
 
 _RESAMPLES = 1_000
 _PERMUTATIONS = 10_000
@@ -44,7 +44,8 @@ def differences(verdicts: ClassVerdicts, baseline: ClassVerdicts) -> dict[str, D
     Run `s` of one is paired with run `s` of the other: give them equal seeds. With one run
     each it compares those two networks, not the methods: the interval is that of the
     images, the p-value that of `permutation_test`. Where nothing varies, as between worst
-    classes of 0 %, the interval is what no event among `n` images leaves possible (`3 / n`).
+    classes of 0 %, the interval is what no event among `n` images leaves possible (`3 / n`): those
+    of the smallest class, and for the average those of all.
 
     Extremes are those observed: their bias cancels as far as the classes of both methods are
     tied alike. A method that ties more classes at the bottom looks worse than it is, by up to
@@ -101,8 +102,10 @@ def contrast(
             own = noise._replace(variance=max(pooled, own.variance))
         half, p_value = _students_t(values, replicates, own)
     if half < _NOTHING:
-        size = min(right.shape[1] for right in methods[0])
-        half, p_value = 1 - (2 * TAIL) ** (1 / size), (1 - min(abs(centre), 1.0)) ** size
+        sizes = np.array([right.shape[1] for right in methods[0]])
+        sizes = sizes if statistic is average else sizes.min(keepdims=True)
+        half = hidden(sizes, 2 * TAIL) / len(sizes)
+        p_value = (1 - min(abs(centre), 1.0)) ** float(np.log(2 * TAIL) / np.log1p(-half))
     interval = Interval(max(centre - half, -largest), centre, min(centre + half, largest))
     return Difference(interval, p_value)
 

@@ -200,17 +200,17 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _fields_beside(unknown: Sequence[str], argv: Sequence[str]) -> str:
-    """Which fields the member has that is chosen in the section of an unknown field, if in one."""
-    section = re.match(r"--?config\.(\w+)\.", "".join(unknown[:1]))
-    if not section or section[1] not in AXES.keys() - {"data"}:
-        return ""
-    wanted, again = ("config=", f"config.{section[1]}.name="), flags.FlagValues()
+    """The fields of the member that is chosen in an unknown field's section, or those like it."""
+    section = re.match(r"--?config\.((\w+)[\w.]*)", "".join(unknown[:1]))
+    if not section or section[2] not in AXES.keys() - {"data"}:
+        return config_lib.nearest(section[1]) if section else ""
+    wanted, again = ("config=", f"config.{section[2]}.name="), flags.FlagValues()
     chosen = [argument for argument in argv if argument.lstrip("-").startswith(wanted)]
     config_flags.DEFINE_config_file("config", flag_values=again, sys_argv=chosen)
     again([argv[0], *chosen])
-    name = again.config[section[1]].name
-    known = registry.parameters(AXES[section[1]], name)
-    return f"{section[1]}.name={name} takes {', '.join(known) or 'no fields'}; "
+    name = again.config[section[2]].name
+    known = registry.parameters(AXES[section[2]], name)
+    return f"{section[2]}.name={name} takes {', '.join(known) or 'no fields'}; "
 
 
 def _abandon(error: Exception) -> NoReturn:

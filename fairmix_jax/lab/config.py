@@ -5,6 +5,7 @@ The fields are declared in `training.settings` and `lab.schema`; the arguments o
 """
 
 import dataclasses
+import difflib
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -13,6 +14,7 @@ from fairmix_jax.classwise import attack_names, predictions
 from fairmix_jax.lab import schema
 from fairmix_jax.runtime import declared, field_texts, registry
 from fairmix_jax.runtime.errors import UsageError, refused
+from fairmix_jax.runtime.json_files import flatten
 from fairmix_jax.runtime.registry import AXES
 from fairmix_jax.training.settings import Member
 
@@ -67,7 +69,8 @@ def _read(default: Any, plain: Any, section: str = "") -> Any:
         values["arguments"] = registry.arguments(axis, rest | {"name": name}) if is_ours else {}
     elif rest:
         field = f"{section}.{min(rest)}".lstrip(".")
-        raise UsageError(f"config.{field} is no field of a config; remove it, see docs/config.md")
+        remedy = f"{nearest(field)}remove it, see docs/config.md"
+        raise UsageError(f"config.{field} is no field of a config; {remedy}")
     return type(default)(**values)
 
 
@@ -148,9 +151,17 @@ def get(config: ConfigDict, field: str) -> Any:
     value = config
     for part in field.split("."):
         if not isinstance(value, ConfigDict) or part not in value:
-            raise UsageError(f"{field} is not a config field; `fairmix fields` shows them all")
+            known = f"{nearest(field)}`fairmix fields` shows them all"
+            raise UsageError(f"{field} is not a config field; {known}")
         value = value[part]
     return value
+
+
+def nearest(field: str) -> str:
+    """Returns which fields have names like this one, for a message; nothing if none has."""
+    names = [name for name, _ in flatten(default_config().to_dict())]
+    found = ", ".join(difflib.get_close_matches(field, names))
+    return found and f"the nearest are {found}; "
 
 
 def override(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:

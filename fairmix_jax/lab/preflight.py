@@ -40,6 +40,10 @@ def task_of(config: ConfigDict, directory: Path, with_training: bool, load: Load
         if is_done(settings, directory):
             return None
         _require_fitting(settings)
+    elif (file := settings.evaluate.weights) not in ("best", "last"):
+        exists = processes.from_main(Path(file).expanduser().exists)
+        if not exists and not workdir.holds_run(directory):
+            raise UsageError(f"evaluate.weights={file!r} does not exist; give another file")
     task = build(settings, load)
     test, given = task.dataset.test, settings.evaluate
     try:

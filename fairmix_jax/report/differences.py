@@ -116,7 +116,8 @@ def table(rows: Sequence[AgainstFirst], *, is_aside: bool) -> Table:
     caption = (
         f"Each method less '{rows[0].baseline}' on the same images, with runs paired by seed: "
         "points of accuracy with [95 % intervals], worst class and gap as observed. p is the "
-        "p-value of no difference, adjusted (Holm) for all differences of the table."
+        "p-value of no difference, adjusted (Holm) for all differences of the table; intervals are "
+        "not adjusted, so one may exclude 0 where p is above 0.05."
     )
     if any(row.seeds == 1 for row in rows):
         caption += " Where seeds is 1, the intervals do not cover what another seed would give."
@@ -152,8 +153,8 @@ def predictions_table(rows: Sequence[CheckedPrediction]) -> Table:
         "What the study predicted. A difference is the left side of the claim less its right side, "
         "in points of accuracy with [95 % intervals], from runs paired by seed. The noise between "
         "runs is estimated from all methods together, unless it is larger in the runs of the "
-        "prediction. p is adjusted for all predictions (Holm): a prediction holds or fails where "
-        "p < 0.05, and is open otherwise. 'p alone' is not adjusted, and its noise is that of the "
-        "prediction's own runs."
+        "prediction. p is adjusted for all predictions (Holm), unlike the intervals: a prediction "
+        "holds or fails where p < 0.05, and is open otherwise. 'p alone' is not adjusted, and its "
+        "noise is that of the prediction's own runs."
     )
     return Table(caption, header, lines)

@@ -40,7 +40,8 @@ class Field(NamedTuple):
       choices: the values it may have; empty for any.
       low, high, above, below: the range of each number: ends that are inside, ends that are not.
         Without them a number is finite in 32 bits.
-      pattern, form: what a text must match, as a regular expression and in words.
+      pattern, form: what a text must match, as a regular expression and in words; beside choices
+        the words name another remedy.
       rises: whether each number of a tuple must be above the one before it.
     """
 
@@ -93,7 +94,8 @@ class Field(NamedTuple):
 
     def _remedy(self) -> str:
         if self.choices:
-            return f"choose one of {', '.join(map(str, self.choices))}"
+            other = self.form and f", or {self.form}"
+            return f"choose one of {', '.join(map(str, self.choices))}{other}"
         wanted = self.form or _WORDS[self.items]
         if self.items in _LARGEST:
             low, high = self.ends()

@@ -56,7 +56,9 @@ def _members(axis: str) -> dict[str, Any]:
 def member(axis: str, name: str) -> Any:
     """Returns the module of a member; raises a `UsageError` that lists those there are."""
     members = _members(axis)
-    declared.Field(f"{_SECTION[axis]}.name", str, str, "", choices=list(members)).require(name)
+    own = f"put your own fairmix_jax/{axis}/NAME.py into a folder on PYTHONPATH"
+    field = f"{_SECTION[axis]}.name"
+    declared.Field(field, str, str, "", choices=list(members), form=own).require(name)
     return members[name]
 
 

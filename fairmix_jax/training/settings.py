@@ -9,6 +9,8 @@ from fairmix_jax.methods import mixing
 from fairmix_jax.runtime.declared import declared
 from fairmix_jax.types import Amount, Count, Natural, Share
 
+_FILE = "best, last or NAME.safetensors (import .pt with python -m fairmix_jax.export.torch_import)"
+
 
 @dataclasses.dataclass(frozen=True)
 class Member:
@@ -133,9 +135,7 @@ class Evaluation(classwise.Settings):
     """The evaluation of the trained network on the test set."""
 
     num_examples: Natural = declared(0, "number of test images, equal in each class; 0 for all")
-    weights: Annotated[
-        str, ("pattern", r"best|last|.+\.safetensors"), ("form", "best, last or NAME.safetensors")
-    ] = declared(
+    weights: Annotated[str, ("pattern", r"best|last|.+\.safetensors"), ("form", _FILE)] = declared(
         "best", "weights to evaluate: `best` by validation, `last`, or a .safetensors file"
     )
     search_dtype: Literal["float32", "bfloat16"] = declared(

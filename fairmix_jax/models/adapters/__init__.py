@@ -8,6 +8,8 @@ nested dicts of float arrays, by their paths in the library. Three things differ
 * An array of which one axis alone is longer than 1 is a vector, as a bias or the scale of a norm
   is in linen: weight decay and weight perturbation tell those by their rank.
 * Random keys stay outside: a network that draws random numbers in training is refused.
+
+Complex numbers are refused, and whole numbers beyond 2**24, which float32 does not tell apart.
 """
 
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fairmix_jax.models.described import drawn
@@ -33,9 +36,18 @@ def as_model(
         state what `draw` has not is dropped.
 
     Raises:
-      ValueError: the state holds random keys; or, of `apply` in training, the network fails.
+      ValueError: the weights or the state hold what float32 does not, such as random keys; or, of
+        `apply` in training, the network fails.
     """
     outer = [_Border(shapes) for shapes in jax.eval_shape(draw, jax.random.key(0))]
+
+    def whole(key: Key) -> dict[str, Array]:
+        leaves = named(draw(key)).items()
+        return {name: leaf for name, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.integer)}
+
+    for name, leaf in jax.jit(whole)(jax.random.key(0)).items():
+        if np.abs(np.asarray(leaf, np.int64)).max(initial=0) > 2**24:
+            raise ValueError(f"the network's {name[2:]!r} holds whole numbers beyond 2**24")
 
     def init(key: Key) -> tuple[Params, BatchStats]:
         params, state = (
@@ -66,11 +78,11 @@ class _Border:
     def __init__(self, shapes: Any):
         self._shapes, self._structure = named(shapes), jax.tree.structure(shapes)
         for name, leaf in self._shapes.items():
-            kinds = (jnp.inexact, jnp.signedinteger, jnp.bool_)
+            kinds = (jnp.floating, jnp.signedinteger, jnp.bool_)
             if not any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds):
                 raise ValueError(
-                    f"the network's {name!r} is of type {leaf.dtype}, as random keys are; weights "
-                    "and state are of floats, signed integers and booleans"
+                    f"the network's {name!r} is of type {leaf.dtype}; weights and state are of "
+                    "real floats, signed integers and booleans, and hold no random keys"
                 )
 
     def outside(self, tree: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from flax import nnx
 from jax.tree_util import Partial
 
@@ -15,24 +16,26 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     """Returns the network that `make(rngs)` builds, from `[B, H, W, C]` to `[B, K]`, as a `Model`.
 
     Its `nnx.Param` are trained; all else that it holds is state, such as the statistics of a batch
-    norm. Training calls it after `train()`, evaluation after `eval()`. Its `__call__` may name
-    `train` and `hidden`, as that of a linen module (`described.from_linen`). Nothing of it is
-    written to: each call merges a copy.
+    norm. Plain arrays in it are state, too: those of `make(nnx.Rngs(0))`. Training calls it after
+    `train()`, evaluation after `eval()`. Its `__call__` may name `train` and `hidden`, as that of a
+    linen module (`described.from_linen`). Nothing of it is written to: each call merges a copy.
 
     Where `make` returns a network that exists, `init` has that network's weights for any key.
 
     Raises:
       ValueError: of `apply` in training: the network draws random numbers, as dropout does.
     """
-    skeleton = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    skeleton = nnx.clone(make(nnx.Rngs(0)))  # made, for to NNX a tracer is no array but static
     skeleton.eval()
     evaluated = _parts(skeleton)[0]
     skeleton.train()
-    trained, _, keys, _ = _parts(skeleton)  # keys without values: to draw from one is an error
+    trained, _, keys, state = _parts(skeleton)
+    keys = jax.eval_shape(lambda: keys)  # without values: to draw from one is an error
+    plain = nnx.filter_state(state, nnx.Not(nnx.Variable))
 
     def draw(key: Key) -> tuple[Any, Any]:
         _, params, _, state = _parts(make(nnx.Rngs(key)))
-        return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(nnx.merge_state(state, plain))
 
     def call(params, state, images, *, train, hidden):
         graph = trained if train else evaluated

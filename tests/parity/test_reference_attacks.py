@@ -452,7 +452,7 @@ def test_fab_finds_the_same_minimal_norms(norm, rank, num_steps, problem):
     attack = attacks.fab if rank is None else attacks.fab_targeted
     targets = {} if rank is None else {"num_targets": 1}
     ours = whole_attack(
-        attack, problem, ThreatModel(norm, LARGE),
+        attack, problem, ThreatModel(norm, 1.0 if norm == "linf" else LARGE),  # the whole range
         num_steps=num_steps, early_exit=False, **targets,
     )  # fmt: skip
     theirs, _ = their_fab(problem, norm, num_steps, rank, np.float32)

@@ -331,12 +331,18 @@ def test_a_file_that_is_cut_short_is_refused_wherever_it_is_cut(tmp_path):
         import_model(tmp_path / "f.safetensors", tmp_path / "out", TOLD)
 
 
-def test_no_flipped_bit_of_a_zip_makes_another_model_unseen(tmp_path):
-    """Its checksums are compared; of the format before 1.6 there are none."""
-    whole, rng = zipped(HEAD), np.random.default_rng(0)
-    for place in rng.integers(len(whole), size=150):
+def flips(whole, *, seed, number):
+    """Yields copies of a file with one bit flipped."""
+    rng = np.random.default_rng(seed)
+    for place in rng.integers(len(whole), size=number):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << rng.integers(8)
+        yield flipped
+
+
+def test_no_flipped_bit_of_a_zip_makes_another_model_unseen(tmp_path):
+    """Its checksums are compared; of the format before 1.6 there are none."""
+    for flipped in flips(zipped(HEAD), seed=0, number=150):
         (tmp_path / "f.pt").write_bytes(flipped)
         try:
             found = read_only(tmp_path / "f.pt")
@@ -347,10 +353,7 @@ def test_no_flipped_bit_of_a_zip_makes_another_model_unseen(tmp_path):
 
 
 def test_no_flipped_bit_of_the_older_format_does_more_than_change_numbers(tmp_path):
-    whole, rng = legacy(HEAD), np.random.default_rng(1)
-    for place in rng.integers(len(whole), size=300):
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << rng.integers(8)
+    for flipped in flips(legacy(HEAD), seed=1, number=300):
         (tmp_path / "f.pt").write_bytes(flipped)
         with contextlib.suppress(UsageError):
             assert len(read_only(tmp_path / "f.pt")) == 2

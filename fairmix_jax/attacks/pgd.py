@@ -1,5 +1,6 @@
 """Projected gradient descent, written for one example and vmapped."""
 
+from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -76,16 +77,10 @@ def pgd(
         raise ValueError(f"keep={keep!r} is unknown; choose one of {', '.join(kept)}")
     inputs.check_function(logits_fn)
     inputs.check_batch(images, labels, threat)
-    inputs.check_whole(0, num_steps=num_steps)
-    inputs.check_whole(1, num_restarts=num_restarts)
-    inputs.check_finite(0, step_size=step_size, momentum=momentum)
-    if jnp.ndim(step_size) or jnp.ndim(momentum):
-        raise ValueError("step_size and momentum: give one number; step_scale may differ by image")
-    if start is not None and jnp.shape(start) != jnp.shape(images):
-        raise ValueError(f"start has shape {jnp.shape(start)}; give {jnp.shape(images)}")
+    _check_numbers(num_steps, num_restarts, step_size, momentum)
+    start = _given_start(start, images)
     dtype, images, labels = images.dtype, inputs.as_single(images), jnp.asarray(labels)
     key = inputs.threefry(key)
-    start = None if start is None else inputs.as_single(start)
     targets = labels if targets is None else targets
     targets = jnp.asarray(targets) if isinstance(targets, list) else targets
     index = jnp.arange(len(images)) if index is None else index
@@ -97,29 +92,12 @@ def pgd(
     are_classes = isinstance(loss, str) and hasattr(targets, "dtype") and targets.ndim == 1
     compared = targets if are_classes else None
     logits_fn = inputs.checked_model(rewrite_convolutions(logits_fn), labels, targets=compared)
-    norm, bounds = threat.norm, threat.bounds
     radius, step = as_radius(threat.epsilon, images.dtype), jnp.asarray(step_size, images.dtype)
     # XLA folds constants into what is around them, which rounds otherwise than a traced radius.
     radius, step = lax.optimization_barrier((jnp.asarray(radius), step))
 
-    def one(key: Key, image: Array, label: Array, target: Any, factors: Any, start: Array | None):
-        epsilon, length = factors[0] * radius, factors[1] * step
-
-        def inside(x: Array) -> Array:
-            return project(x, image, norm=norm, epsilon=epsilon, bounds=bounds)
-
-        def move(x: Array, gradient: Array) -> Array:
-            return inside(x + length * steepest_direction(gradient, norm))
-
-        def evaluate(x: Array) -> tuple[Array, Array]:
-            logits = logits_fn(x[None])[0]
-            return loss_fn(logits, target), misclassified(logits, label)
-
-        if start is None and random_start:
-            offset = random_offset(key, image.shape, norm=norm, epsilon=epsilon)
-            start = image + offset.astype(image.dtype)
-        first = image if start is None else inside(start)
-        return _ascend(evaluate, move, first, num_steps, momentum, keep != "last_iterate")
+    how: Any = dict(num_steps=num_steps, momentum=momentum, random_start=random_start)
+    one = _of_one(logits_fn, loss_fn, threat, radius, step, keep != "last_iterate", **how)
 
     @at_full_precision
     def is_broken(x: Array) -> Array:
@@ -136,6 +114,33 @@ def pgd(
     kept = tuple(x.astype(dtype) for x in kept)
     result = kept if keep == "both" else kept[0]
     return (result, spoiled) if flag_non_finite else result
+
+
+def _of_one(
+    logits_fn: LogitsFn, loss_fn: Any, threat: ThreatModel, radius: Array, step: Array,
+    keep_first: bool, *, num_steps: int, momentum: float, random_start: bool,
+) -> Any:  # fmt: skip
+    """The attack on one example, with what `_ascend` returns."""
+    norm = threat.norm
+
+    def one(key: Key, image: Array, label: Array, target: Any, factors: Any, start: Array | None):
+        epsilon, length = factors[0] * radius, factors[1] * step
+        inside = partial(project, center=image, norm=norm, epsilon=epsilon, bounds=threat.bounds)
+
+        def move(x: Array, gradient: Array) -> Array:
+            return inside(x + length * steepest_direction(gradient, norm))
+
+        def evaluate(x: Array) -> tuple[Array, Array]:
+            logits = logits_fn(x[None])[0]
+            return loss_fn(logits, target), misclassified(logits, label)
+
+        if start is None and random_start:
+            offset = random_offset(key, image.shape, norm=norm, epsilon=epsilon)
+            start = image + offset.astype(image.dtype)
+        first = image if start is None else inside(start)
+        return _ascend(evaluate, move, first, num_steps, momentum, keep_first)
+
+    return one
 
 
 def fgsm(
@@ -156,6 +161,20 @@ def mi_fgsm(
     inputs.check_whole(0, num_steps=num_steps)
     step_size = threat.epsilon / max(num_steps, 1) if step_size is None else step_size
     return pgd(*arguments, threat=threat, step_size=step_size, **options)
+
+
+def _given_start(start: Any, images: Array) -> Any:
+    if start is not None and jnp.shape(start) != jnp.shape(images):
+        raise ValueError(f"start has shape {jnp.shape(start)}; give {jnp.shape(images)}")
+    return start if start is None else inputs.as_single(start)
+
+
+def _check_numbers(num_steps: Any, num_restarts: Any, step_size: Any, momentum: Any) -> None:
+    inputs.check_whole(0, num_steps=num_steps)
+    inputs.check_whole(1, num_restarts=num_restarts)
+    inputs.check_finite(0, step_size=step_size, momentum=momentum)
+    if jnp.ndim(step_size) or jnp.ndim(momentum):
+        raise ValueError("step_size and momentum: give one number; step_scale may differ by image")
 
 
 def _factors(scale: Array | float, step_scale: Any, images: Array) -> list[Array]:

@@ -16,7 +16,6 @@ from fairmix_jax.data import batches
 from fairmix_jax.lab import config as config_lib
 from fairmix_jax.lab import guests, kept_results, sweeps, workdir
 from fairmix_jax.lab.evaluate_run import save_foreign
-from fairmix_jax.lab.guests import visiting
 from fairmix_jax.lab.schema import Config, as_plain
 from fairmix_jax.methods import class_bias
 from fairmix_jax.runtime.console import console, working
@@ -25,9 +24,7 @@ from fairmix_jax.runtime.json_files import read_json, write_json
 from fairmix_jax.runtime.sealed import digest
 from fairmix_jax.training.task import Task, build
 
-CALIBRATED = "calibrated"
-"""The folder of a model's results with biases, in its own."""
-
+CALIBRATED = "calibrated"  # the folder of a model's results with biases, in its own
 _PUBLISHED = ("clean_acc", "autoattack_acc")
 
 
@@ -71,8 +68,8 @@ def run(config: ConfigDict, models: Sequence[str], directory: Path) -> None:
         for number, (name, source) in enumerate(named.items(), start=1):
             console.print(f"[{number}/{len(named)}] {name}")
             on_change(name, {"status": "running"})
-            with sweeps.surviving(directory / name, partial(on_change, name)), visiting(source):
-                start = time.monotonic()
+            failed, start = partial(on_change, name), time.monotonic()
+            with sweeps.surviving(directory / name, failed), guests.visiting(source):
                 _evaluate(source, name, settings, task, directory, published)
                 took = round(time.monotonic() - start, 1)
                 (directory / name / "error.txt").unlink(missing_ok=True)
@@ -84,10 +81,10 @@ def run(config: ConfigDict, models: Sequence[str], directory: Path) -> None:
             folders += [folder / CALIBRATED for folder in folders]
         if folders:
             report.write(directory, folders, alone=True)
-    if failed := [name for name in named if name not in done]:
+    if left := [name for name in named if name not in done]:
         raise RunsFailed(
-            f"{len(failed)} of {len(named)} models failed: {failed[0]}: "
-            f"{states[failed[0]]['error']} (all in {directory / 'sweep.json'})"
+            f"{len(left)} of {len(named)} models failed: {left[0]}: {states[left[0]]['error']} "
+            f"(all in {directory / 'sweep.json'})"
         )
 
 
@@ -139,11 +136,11 @@ def _evaluate(
         return _judge(guest, folder, every, settings, task, {"method": name, "audit": audit})
     tested, fitted_on = map(some, data.stratified_split(labels, settings.audit.fit_fraction))
     _judge(guest, folder, tested, settings, task, {"method": name, "audit": audit})
-    images, own = task.dataset.test.take(fitted_on)
+    images, own_labels = task.dataset.test.take(fitted_on)
     folder /= CALIBRATED
-    with working(f"calibration {chosen.name}: {len(own):,} test images, not tested on"):
+    with working(f"calibration {chosen.name}: {len(own_labels):,} test images, not tested on"):
         fit = class_bias.calibrate(
-            guest.logits_fn, batches.as_float(images), own, threat=task.threat,
+            guest.logits_fn, batches.as_float(images), own_labels, threat=task.threat,
             seed=settings.seed, index=fitted_on, workdir=folder / "calibration" / guest.sha256[:16],
             **chosen.arguments,
         )  # fmt: skip
@@ -182,10 +179,8 @@ def _published(folder: str) -> dict[str, dict[str, float]]:
     for file in sorted(path.glob("*.json")) if folder else ():
         with refused(f"audit.published: {str(file)!r} is no model's JSON"):
             content = json.loads(file.read_text())
-            known = {name: content[name] for name in _PUBLISHED if name in content}
-            if any(isinstance(value, bool) for value in known.values()):
-                raise ValueError(f"accuracies are numbers, not {known}")
-            known = {name: float(value) / 100 for name, value in known.items()}
+            texts = {name: str(content[name]) for name in _PUBLISHED if name in content}
+            known = {name: float(text) / 100 for name, text in texts.items()}
             if not all(0 <= value <= 1 for value in known.values()):
                 raise ValueError(f"accuracies in % are from 0 to 100, not {known}")
             found[file.stem] = known

@@ -19,16 +19,18 @@ BOTTLENECKS = {
 """The same of blocks of three convolutions."""
 
 
-class BasicBlock(nn.Module):
+class _Block(nn.Module):
+    features: int
+    stride: int
+    norm: str
+
+
+class BasicBlock(_Block):
     """Two 3x3 convolutions, each before normalisation; the second's is added to the input.
 
     A ReLU follows the first normalisation and the sum. Where the shape changes, the shortcut
     is a 1x1 convolution and its normalisation (the paper's option B).
     """
-
-    features: int
-    stride: int
-    norm: str
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -38,16 +40,12 @@ class BasicBlock(nn.Module):
         return _activated_sum(x, y, self.stride, norm)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(_Block):
     """Convolutions of 1x1, 3x3 and 1x1 pixels; the rest is as in `BasicBlock`.
 
     The first two have `features` channels, and the last, whose normalisation is added to the
     input, four times as many. The stride is that of the 3x3 one.
     """
-
-    features: int
-    stride: int
-    norm: str
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -12,9 +12,6 @@ from fairmix_jax.report.comparable import Comparable
 from fairmix_jax.report.tables import percent
 from fairmix_jax.runtime.tables import MISSING, Table
 
-_FEW = 3
-"""So many models or fewer have no correlation worth telling."""
-
 _AFTER = ("overall", "average", "worst_class")
 
 
@@ -97,8 +94,8 @@ def _over_models(found: Mapping[str, Mapping[str, _Audited]]) -> Table:
         every = list(models.values())
         worst = Counter(audited.worst for audited in every).most_common()
         both = np.array([[a.before["average"], a.before["worst_class"]] for a in every])
-        # Fewer points, or equal ones, have no order to compare.
-        is_ordered = len(every) > _FEW and (np.ptp(both, axis=0) > 0).all()
+        # Of three points a correlation says nothing, and equal ones have no order.
+        is_ordered = len(every) > 3 and (np.ptp(both, axis=0) > 0).all()
         rho = f"{stats.spearmanr(*both.T).statistic:+.2f}" if is_ordered else MISSING
         rows.append([attack, str(len(every)), ", ".join(f"{c} {n}" for c, n in worst), rho])
         for name in ("average", "worst_class"):

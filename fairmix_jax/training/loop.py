@@ -2,15 +2,16 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fairmix_jax.data import batches
+from fairmix_jax.data import Split, batches
 from fairmix_jax.methods import class_statistics
 from fairmix_jax.runtime import processes, sharding
 from fairmix_jax.runtime.console import console, working
@@ -43,8 +44,7 @@ def fit(settings: Settings, task: Task, workdir: Path) -> str:
       FloatingPointError: the loss is no longer finite.
     """
     mesh = devices(settings)
-    # All labels, and of the images as many as cost no time.
-    data = digest((task.train.labels, task.train.images[:: 1 + len(task.train.labels) // 1000]))
+    data = _fingerprint(task.train)
     processes.require_equal("the training set", data)
     feed = batches.feed(task.train, mesh)
     steps_per_epoch = len(task.train.labels) // settings.batch_size
@@ -60,11 +60,7 @@ def fit(settings: Settings, task: Task, workdir: Path) -> str:
     with StopRequest() as stop:
         restored = saved.restore_latest((trainer.initial_state, nothing))
         (state, totals), facts = restored or ((_fresh(settings, task, trainer), nothing), {})
-        if facts.get("data", data) != data:  # a checkpoint of an earlier version has none
-            raise UsageError(
-                f"{str(folder)!r} was trained on other images or labels than data.name="
-                f"{settings.data.name!r} has now; put those back, or give another --workdir"
-            )
+        _require_same_data(facts, data, folder, settings.data.name)
         weights = trainer.evaluated_weights(trainer.initial_state)
         step, kept = int(state.step), KeptWeights(folder, weights, facts, task.model_card)
         if step == total_steps:
@@ -96,6 +92,19 @@ def fit(settings: Settings, task: Task, workdir: Path) -> str:
                     reason = stop.received or "told to stop"
                     raise Interrupted(f"{reason}: saved at step {step} of {total_steps}")
     return digest(state)
+
+
+def _fingerprint(train: Split) -> str:
+    """The digest of all labels, and of as many images as cost no time."""
+    return digest((train.labels, train.images[:: 1 + len(train.labels) // 1000]))
+
+
+def _require_same_data(facts: Mapping[str, Any], data: str, folder: Path, name: str) -> None:
+    if facts.get("data", data) != data:  # a checkpoint of an earlier version has none
+        raise UsageError(
+            f"{str(folder)!r} was trained on other images or labels than data.name={name!r} has "
+            "now; put those back, or give another --workdir"
+        )
 
 
 def _fresh(settings: Settings, task: Task, trainer: Trainer) -> TrainState:

@@ -72,11 +72,7 @@ def build(settings: Settings, load: Callable[..., Dataset] = data.load) -> Task:
             "bits holds; give fewer"
         )
     _require_small_perturbations(settings, dataset.bounds)
-    mean, std = [0.0] * shape[-1], [1.0] * shape[-1]
-    if train.images.dtype == np.uint8:
-        flat = train.images.reshape(-1, shape[-1])
-        mean = [round(float(m), 4) for m in flat.mean(axis=0, dtype=np.float64) / 255]
-        std = [round(float(s), 4) or 1.0 for s in flat.std(axis=0, dtype=np.float64) / 255]
+    mean, std = _moments(train.images)
     model_card = {
         "model": {"name": settings.model.name} | dict(settings.model.arguments),
         "image_shape": list(shape),
@@ -88,6 +84,16 @@ def build(settings: Settings, load: Callable[..., Dataset] = data.load) -> Task:
     threat = ThreatModel(attack.norm, attack.epsilon, dataset.bounds)
     validation = whole.take(validation_rows)
     return Task(dataset, train, validation, build_model(model_card), model_card, threat)
+
+
+def _moments(images: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, in pixel units; 0 and 1 of float images."""
+    if images.dtype != np.uint8:
+        return [0.0] * images.shape[-1], [1.0] * images.shape[-1]
+    flat = images.reshape(-1, images.shape[-1])
+    mean = [round(float(m), 4) for m in flat.mean(axis=0, dtype=np.float64) / 255]
+    std = [round(float(s), 4) or 1.0 for s in flat.std(axis=0, dtype=np.float64) / 255]
+    return mean, std
 
 
 def _require_small_perturbations(settings: Settings, bounds: tuple[float, float]) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 from test_torch_networks import close
 
 from fairmix_jax.export import (
+    _torch_card,
     _torch_file,
     _torch_names,
     load_model,
@@ -410,7 +411,7 @@ def test_all_that_the_zoo_has_of_our_families_is_known(monkeypatch):
         }
         _, state = _torch_names.state_dict(state)
         family, tensors = _torch_names.renamed(state)
-        card = torch_import._card(tensors, family, Told(zoo=name), entry)
+        card = _torch_card.card_of(tensors, family, Told(zoo=name), entry)
         own = card["model"]
         with monkeypatch.context() as patch:
             mean, std = normalisation(module, patch)

@@ -130,7 +130,7 @@ def test_with_t_0_the_weights_stay_bit_for_bit(trained):
 def test_a_calibration_is_done_once(trained, monkeypatch):
     found = evaluated(trained, name="class_bias", num_steps=2)
     with monkeypatch.context() as patch:
-        patch.setattr(class_bias, "fitted", None)
+        patch.setattr(class_bias, "fit_biases", None)
         again = evaluated(trained, name="class_bias", num_steps=2)
     assert again["calibration"] == found["calibration"]
     assert again["weights_sha256"] == found["weights_sha256"]

@@ -74,7 +74,10 @@ def test_fine_tuning_starts_where_pgd_at_trains_by_default(name):
 
 def test_accelerator_recipe():
     plain = config_lib.resolved(get_config("cifar10"))
-    assert plain["model"] == {"name": "preact_resnet", "depth": 18, "width": 64, "norm": "batch"}
+    assert plain["model"] == {
+        "name": "preact_resnet", "depth": 18, "width": 64, "norm": "batch",
+        "activation": "relu", "padding": "torch", "shortcut": "activated", "last_norm": True,
+    }  # fmt: skip
     assert plain["attack"] == {
         "norm": "linf", "epsilon": 8 / 255, "step_size": 2 / 255, "num_steps": 10,
         "batch_norm": "eval",

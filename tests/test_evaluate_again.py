@@ -25,10 +25,16 @@ def task():
     return build(CONFIG)
 
 
+def some_weights(task):
+    """Not as they are made: those of the linear model are zero, and so is its gradient."""
+    made = Weights(*task.model.init(jax.random.key(3)))
+    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(4), x.shape), made)
+
+
 @pytest.fixture
 def evaluate(task, tmp_path, monkeypatch):
     """Evaluates an exported model in a folder; returns results, what was attacked, and the text."""
-    weights = Weights(*task.model.init(jax.random.key(3)))
+    weights = some_weights(task)
     threat = {"norm": task.threat.norm, "epsilon": task.threat.epsilon}
     facts = {"dataset": "digits", "threat": threat, "weights": "last"}
     export.save_model(tmp_path, weights, task.model_card, facts)
@@ -126,7 +132,7 @@ def test_what_changes_no_number_drops_nothing(evaluate):
 
 def test_other_weights_and_earlier_versions_are_evaluated_anew(evaluate, tmp_path, task):
     evaluate("clean,pgd2")
-    weights = jax.tree.map(lambda x: x + 1, Weights(*task.model.init(jax.random.key(3))))
+    weights = jax.tree.map(lambda x: x + 1, some_weights(task))
     facts = json.loads((tmp_path / "model.json").read_text())
     export.save_model(tmp_path, weights, task.model_card, facts)
     found, attacked, said = evaluate("clean")
@@ -141,7 +147,7 @@ def test_other_weights_and_earlier_versions_are_evaluated_anew(evaluate, tmp_pat
 
 def test_checkpoints_are_enough_to_evaluate(evaluate, tmp_path, task):
     """As a folder copied in part has them, without the run.json that the model's card reads."""
-    weights = Weights(*task.model.init(jax.random.key(3)))
+    weights = some_weights(task)
     Checkpoints(tmp_path / "part" / "checkpoints" / "last", max_to_keep=1).save(1, weights)
     found, *_ = evaluate("clean", folder="part", weights="last")
     of_file, *_ = evaluate("clean")
@@ -154,7 +160,7 @@ def test_weights_are_not_evaluated_with_the_normalisation_of_other_images(
     name, evaluate, tmp_path, task
 ):
     """The same data set from another folder may hold other images; its run's config allows it."""
-    weights = Weights(*task.model.init(jax.random.key(3)))
+    weights = some_weights(task)
     kept = KeptWeights(tmp_path / "run" / "checkpoints", weights, {}, task.model_card)
     kept.save_last(1, weights)
     kept.offer(1, weights, 0.5)

@@ -67,7 +67,7 @@ def test_runs_uphold_refute_or_leave_open(tmp_path):
     directory = write_study(tmp_path, study(*stated))
     report.write(directory, [directory], show=False)
     text = (directory / "report" / "table.md").read_text()
-    rows = table_rows(text[text.index("Predictions of the study") :], "| P")
+    rows = table_rows(text[text.index("What the study predicted") :], "| P")
     assert [row[-1] for row in rows] == ["holds", "fails", "open", "not answered"]
     assert rows[0][3:6] == ["same < none", "3", rows[0][5]] and rows[0][5].startswith("-32.0 [")
     assert rows[1][5].startswith("+30.0 [") and rows[3][4:7] == ["0", "–", "–"]

@@ -11,12 +11,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import torch_files
 from conftest import ROOT
+from safetensors.numpy import save
 from scipy import stats
 
 from fairmix_jax import classwise, data, export
 from fairmix_jax.classwise import metrics
 from fairmix_jax.data import batches, digits
+from fairmix_jax.export import torch_export
 from fairmix_jax.lab import audit
 from fairmix_jax.lab import config as config_lib
 from fairmix_jax.lab.configs.digits import get_config
@@ -168,26 +171,68 @@ def test_a_calibrated_model_is_tested_on_images_that_did_not_choose_its_biases(g
     assert "calibrated worst class" in table and "first, class_bias" in table
 
 
-def test_killed_in_the_middle_it_goes_on(guests, tmp_path):
+FIVE = """
+import guests as nets
+
+from fairmix_jax.models.adapters.equinox import equinox_logits
+from fairmix_jax.models.adapters.nnx import nnx_logits
+
+
+def of_nnx():
+    return nets.trained("nnx")[1]
+
+
+def of_equinox():
+    return nets.trained("equinox")[1]
+"""
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    """Three models as PyTorch wrote them, imported by the command, one of NNX, one of Equinox."""
+    folder = tmp_path_factory.mktemp("five")
+    own = {"image_shape": [8, 8, 1], "classes": list("0123456789"), "mean": [0.3], "std": [0.4]}
+    wanted = {
+        "zip.pt": {"name": "small_cnn", "width": 4, "norm": "batch"},
+        "legacy.pth": {"name": "small_cnn", "width": 8, "norm": "batch"},
+        "plain.safetensors": {"name": "linear"},
+    }
+    for number, (name, model) in enumerate(wanted.items()):
+        weights = Weights(*build_model(own | {"model": model}).init(jax.random.key(number)))
+        state = torch_export.state_dict(export.tensors(weights), own | {"model": model})
+        write = {".pt": torch_files.zipped, ".pth": torch_files.legacy, ".safetensors": save}
+        (folder / name).write_bytes(write[Path(name).suffix](state))
+        command = [sys.executable, "-m", "fairmix_jax.export.torch_import", str(folder / name)]
+        command += [str(folder / Path(name).stem), "--image_shape=8,8,1", "--mean=0.3", "--std=0.4"]
+        subprocess.run([*command, "--classes=0,1,2,3,4,5,6,7,8,9"], cwd=ROOT, check=True)
+    (folder / "five.py").write_text(FIVE)
+    shutil.copy(ROOT / "tests" / "guests.py", folder)
+    imported = [f"{folder / Path(name).stem}/model.safetensors" for name in wanted]
+    return [*imported, f"{folder}/five.py:of_nnx", f"{folder}/five.py:of_equinox"]
+
+
+def test_five_models_of_three_libraries_are_one_command_that_goes_on_where_killed(five, tmp_path):
     command = [
         sys.executable, "launch.py", "--mode=audit", "--config=configs/digits.py:smoke",
         f"--workdir={tmp_path}", "--config.evaluate.attacks=clean,pgd3",
-        "--config.evaluate.num_examples=100", f"{guests}/first/model.safetensors",
-        f"{guests}/own.py:nnx_net", f"{guests}/second/model.safetensors",
+        "--config.evaluate.num_examples=100", *five,
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
-    while not (tmp_path / "first" / "evaluation.json").exists():
+    while not (tmp_path / "legacy" / "evaluation.json").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "second" / "evaluation.json").exists()
+    assert not (tmp_path / "of_equinox" / "evaluation.json").exists()
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "clean, pgd3: kept" in result.stdout.replace("\n", " ")
+    assert result.stdout.replace("\n", " ").count("clean, pgd3: kept") >= 2
     states = json.loads((tmp_path / "sweep.json").read_text())["members"]
+    assert list(states) == ["zip", "legacy", "plain", "of_nnx", "of_equinox"]
     assert {state["status"] for state in states.values()} == {"done"}
+    table = (tmp_path / "report" / "table.md").read_text()
+    assert all(f"| pgd3 | {name} | " in table for name in states)
     assert (tmp_path / "report" / "index.html").exists()
 
 

@@ -211,7 +211,7 @@ def five(tmp_path_factory):
     return [*imported, f"{folder}/five.py:of_nnx", f"{folder}/five.py:of_equinox"]
 
 
-def test_five_models_of_three_libraries_are_one_command_that_goes_on_where_killed(five, tmp_path):
+def test_five_models_are_one_command_that_goes_on_where_killed(five, tmp_path):
     command = [
         sys.executable, "launch.py", "--mode=audit", "--config=configs/digits.py:smoke",
         f"--workdir={tmp_path}", "--config.evaluate.attacks=clean,pgd3",

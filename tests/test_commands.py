@@ -39,7 +39,7 @@ WHOLE = {
     "studies/digits_study": "test_launch.py::test_a_killed_sweep_goes_on_and_a_broken_member",
     "--mode=evaluate": "test_launch.py::test_evaluate_mode_needs_only_the_workdir",
     "--mode=report": "test_launch.py::test_report_mode_compares_workdirs",
-    "--mode=audit": "test_audit.py::test_killed_in_the_middle_it_goes_on",
+    "--mode=audit": "test_audit.py::test_five_models_are_one_command_that_goes_on_where_killed",
     "--mode=benchmark": "test_benchmark.py",  # minutes on an idle machine; small in that file
     "--mode=compile": "test_compile.py",  # where there is libtpu
     "--backend=slurm": "test_engines.py",  # where there is submitit

@@ -163,7 +163,7 @@ def test_damaged_and_deleted_files_of_the_exported_model_are_written_again(finis
     assert exported[0].read_bytes() == before and final_sha256(workdir) == final_sha256(finished[0])
 
 
-@pytest.mark.parametrize("name", ["-a[b]* ?%41", "'ü日本\"\\{x}#.", "x" * 255])
+@pytest.mark.parametrize("name", ["-a[b]* ?%41'ü日本\"\\{x}#.", "x" * 255])
 def test_any_name_of_a_workdir_will_do(name, finished, tmp_path):
     """A run is interrupted there, goes on and is exported: the same bits as in a plain folder."""
     arguments = [*TINY, f"--workdir={tmp_path / name}"]
@@ -331,15 +331,8 @@ def test_smoke_trains_on_real_images(config, tfds_dir, tmp_path):
     assert len(totals) == 10 and len(set(totals)) == 1
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "study_mixing",
-        *(pytest.param(n, marks=pytest.mark.slow)
-          for n in ("study_theory", "study_rate", "study_strength", "study_cifar10",
-                    "study_tuning", "study_accelerator")),
-    ],
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(p.stem for p in ROOT.glob("configs/studies/study_*.py")))
 def test_studies_run_to_their_report(name, tfds_dir, tmp_path):
     arguments = [
         "--mode=sweep",

@@ -10,17 +10,18 @@ in simulations (`tests/test_intervals.py`, ten classes) 95 % intervals cover 93 
 with all classes equal, two or three nearly tied, or one apart.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
+from scipy import optimize, special
 
 TAIL = (1 - 0.95) / 2
 """The probability on either side of every interval."""
 
-_HALVINGS = 24
+_CLOSE = 1e-8
 _RESAMPLES = 10_000
 _ROUNDING = 1e-9
 _TINY = 1e-40
@@ -211,14 +212,13 @@ def _present(class_total: ArrayLike, class_correct: ArrayLike) -> tuple[np.ndarr
 
 def _invert(level_at: Callable[[float], float]) -> Interval:
     """Values at which a falling function passes `1 - TAIL`, 1/2 and `TAIL`."""
+    level_at = functools.cache(level_at)
 
-    def crossing(target: float) -> float:
-        low, high = 0.0, 1.0
-        if level_at(low) <= target:
-            return low
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if level_at(middle) > target else (low, middle)
-        return (low + high) / 2
+    def crossing(target: float, start: float) -> float:
+        if level_at(start) <= target or level_at(1.0) > target:
+            return start if level_at(start) <= target else 1.0
+        return optimize.brentq(lambda value: level_at(value) - target, start, 1.0, xtol=_CLOSE)
 
-    return Interval(*map(crossing, (1 - TAIL, 0.5, TAIL)))
+    low = crossing(1 - TAIL, 0.0)
+    estimate = crossing(0.5, low)
+    return Interval(low, estimate, crossing(TAIL, estimate))

@@ -21,7 +21,6 @@ from scipy import optimize, special
 TAIL = (1 - 0.95) / 2
 """The probability on either side of every interval."""
 
-_CLOSE = 1e-8
 _RESAMPLES = 10_000
 _ROUNDING = 1e-9
 _TINY = 1e-40
@@ -217,8 +216,7 @@ def _invert(level_at: Callable[[float], float]) -> Interval:
     def crossing(target: float, start: float) -> float:
         if level_at(start) <= target or level_at(1.0) > target:
             return start if level_at(start) <= target else 1.0
-        return optimize.brentq(lambda value: level_at(value) - target, start, 1.0, xtol=_CLOSE)
+        return optimize.brentq(lambda value: level_at(value) - target, start, 1.0, xtol=1e-8)
 
     low = crossing(1 - TAIL, 0.0)
-    estimate = crossing(0.5, low)
-    return Interval(low, estimate, crossing(TAIL, estimate))
+    return Interval(low, estimate := crossing(0.5, low), crossing(TAIL, estimate))

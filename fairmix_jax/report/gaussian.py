@@ -21,18 +21,20 @@ from fairmix_jax.runtime import templates
 from fairmix_jax.runtime.console import console
 from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.runtime.json_files import write_bytes
-from fairmix_jax.runtime.tables import Table, publish
-from fairmix_jax.theory import surrogates
+from fairmix_jax.runtime.tables import MISSING, Table, publish
+from fairmix_jax.theory import calibration, surrogates
 
 _LABELS = {"ce": "logistic", "squared": "squared", "zero_one": "smooth 0-1"}
-_SETTING = ["loss", "ratio", "separation", "budget", "num_samples", "weight_decay"]
+_SETTING = ["loss", "ratio", "separation", "budget", "num_samples", "weight_decay", "t"]
 _PREMISES = {
     "data.name": "gaussian", "model.name": "linear", "base.name": "pgd_at", "attack.norm": "linf",
-    "rule.name": "none", "averaging.name": "none", "calibration.name": "none", "awp.gamma": 0,
+    "rule.name": "none", "averaging.name": "none", "awp.gamma": 0,
     "mixing.name": "same_class", "mixing.law": "uniform", "mixing.weights": [],
     "mixing.probability": 1, "mixing.class_strength": [], "mixing.off_epochs": 0,
+    "calibration.name": "class_bias", "calibration.objective": "worst_class",
+    "calibration.clean_share": 0,
 }  # fmt: skip
-"""What theory is of; of mixing only where there is some."""
+"""What theory is of; of mixing and calibration only where there is some."""
 
 
 def write(directory: Path, workdirs: Sequence[Path], *, alone: bool = False) -> None:
@@ -59,7 +61,8 @@ def write(directory: Path, workdirs: Sequence[Path], *, alone: bool = False) -> 
 def require(config: Mapping[str, Any], attacks: Iterable[str]) -> None:
     """Raises a `UsageError` unless theory is of such a run: its flat config, names of attacks."""
     for field, wanted in _PREMISES.items():
-        is_read = not field.startswith("mixing.") or config["mixing.name"] != "none"
+        section = field.partition(".")[0]
+        is_read = section not in ("mixing", "calibration") or config[f"{section}.name"] != "none"
         if is_read and config.get(field, wanted) != wanted:
             raise UsageError(
                 f"report='gaussian' needs {field}={wanted!r}, not {config[field]!r}; give that, "
@@ -89,8 +92,8 @@ def _setting(config: Mapping[str, Any]) -> dict[str, Any]:
     """The setting of a run; lengths are in units of the narrow class's deviation.
 
     `ratio`, `separation` and `budget` are `K`, `m` and `e` of training and test, `num_samples` is
-    `k` of uniform same-class mixing. `weight_decay` is on the slope of the one-dimensional
-    classifier, half of that on each of the two columns of the softmax's matrix.
+    `k` of uniform same-class mixing, `t` the calibration's. `weight_decay` is on the slope of the
+    one-dimensional classifier, half of that on each of the two columns of the softmax's matrix.
     """
     mixed = config["mixing.name"] == "same_class"
     return {
@@ -100,6 +103,7 @@ def _setting(config: Mapping[str, Any]) -> dict[str, Any]:
         "budget": round(config["attack.epsilon"] * config["data.dimension"] ** 0.5, 6),
         "num_samples": config["mixing.num_samples"] if mixed else 1,
         "weight_decay": config["optim.weight_decay"] / 2,
+        "t": MISSING if config["calibration.name"] == "none" else f"{config['calibration.t']:g}",
     }
 
 
@@ -134,7 +138,9 @@ def _tested(run: Run) -> dict[str, float]:
 def _predicted(setting: Any, num_samples: float) -> dict[str, float]:
     """As `_trained`, of the classifier that theory predicts for a loss."""
     model, s = (setting.separation - setting.budget, setting.ratio), 1 / num_samples
-    if setting.loss == "squared":
+    if setting.t != MISSING:
+        bias = calibration.calibrated_bias(*model, t=float(setting.t))
+    elif setting.loss == "squared":
         bias = 0.0
     elif setting.loss == "ce":
         bias = surrogates.logistic_bias(*model, s=s, weight_decay=setting.weight_decay)[1]
@@ -157,14 +163,15 @@ def _table(runs: pd.DataFrame) -> Table:
         predicted = _predicted(setting, setting.num_samples)
         cells = {f"{name}_theory": f"{value:.4f}" for name, value in predicted.items()}
         cells |= seeds.drop(columns=_SETTING).apply(_cell).to_dict()
-        numbers = [*(f"{setting[name]:g}" for name in _SETTING[1:]), str(len(seeds))]
+        numbers = [*(f"{setting[name]:g}" for name in _SETTING[1:-1]), setting.t, str(len(seeds))]
         rows.append([_LABELS[setting.loss], *numbers, *(cells[name] for name in columns.values())])
     caption = (
         "adversarial training on k-sample averages of one class; D = risk(+) - risk(-), mean ± "
         "95 % t interval over seeds; trained: exactly from the weights; test: clean and PGD; "
-        "theory: the population optimum, of the 0-1 loss for its smooth version"
+        "theory: the population optimum, of the 0-1 loss for its smooth version; with a t, the "
+        "bias of a calibration with that weight of the worst class, on endless validation points"
     )
-    header = ["loss", "K", "m", "e", "k", "decay", "seeds", *columns]
+    header = ["loss", "K", "m", "e", "k", "decay", "t", "seeds", *columns]
     return Table(caption, header, rows)
 
 
@@ -181,7 +188,7 @@ def _alike(runs: pd.DataFrame, fields: list[str]) -> pd.DataFrame:
 def _disparities(runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Returns curves of theory over `s` for the first setting's mixture, and what was trained."""
     titles = {risk: f"{risk} disparity, risk(+) - risk(-)" for risk in ("natural", "adversarial")}
-    alike = _alike(runs, ["ratio", "separation", "budget"])
+    alike = _alike(runs, ["ratio", "separation", "budget", "t"])
     for _, curve in alike.groupby(["loss", "weight_decay"], sort=False):
         setting = curve.iloc[0]
         decay = f", decay {setting.weight_decay:g}" if setting.weight_decay else ""

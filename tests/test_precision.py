@@ -69,7 +69,7 @@ def one_batch(attack, **options):
 def pools(search_precision):
     (attack,) = members(["apgd-ce"], THREAT).values()
     mesh = jax.sharding.Mesh(jax.devices()[:1], "device")
-    shape, model = IMAGES.shape, partial_of(network())
+    shape, model = IMAGES.shape, partial_of(network(), IMAGES)
     local = device_pools._advance.__wrapped__
     queue, pool = queue_and_pool(attack, mesh, shape)
     how = attack, mesh, True, search_precision
@@ -78,7 +78,7 @@ def pools(search_precision):
 
 def queue_and_pool(attack, mesh, shape):
     state = plan.Plan(
-        partial_of(network()), np.asarray(IMAGES), np.asarray(LABELS), np.arange(40),
+        partial_of(network(), IMAGES), np.asarray(IMAGES), np.asarray(LABELS), np.arange(40),
         np.ones(40, bool), THREAT, {"apgd-ce": attack}, devices=mesh.devices.ravel(),
     )  # fmt: skip
     found = device_pools.VerdictState(state.images, state.attacked, 2)
@@ -91,7 +91,7 @@ def table_rows():
         norm="linf", bounds=(0.0, 1.0), targeted=True, num_targets=1, loss="margin", num_steps=2
     )
     rows = partial(margin_tables._rows.__wrapped__, attack, 1)
-    return rows, partial_of(network()), IMAGES, LABELS, BATCH.index, KEY, jnp.float32(0.004)
+    return rows, partial_of(network(), IMAGES), IMAGES, LABELS, BATCH.index, KEY, jnp.float32(0.004)
 
 
 def validation(attack=None):
@@ -116,7 +116,11 @@ PROGRAMS = {  # what is lowered; forward passes that decide; whether others sear
     "apgd": (lambda: one_batch(apgd, num_steps=2), 2, True),
     "fab": (lambda: one_batch(fab, num_steps=2), 2, True),
     "square": (lambda: one_batch(square, num_queries=2), 2, True),
-    "clean logits": (lambda: (plan.predict, partial_of(network()), IMAGES, BATCH.index, KEY), 1, 0),
+    "clean logits": (
+        lambda: (plan.predict, partial_of(network(), IMAGES), IMAGES, BATCH.index, KEY),
+        1,
+        0,
+    ),
     "autoattack": (lambda: pools("default"), 1, True),
     "autoattack at the highest": (lambda: pools("highest"), None, False),
     "margin table": (table_rows, 2, True),

@@ -47,8 +47,8 @@ def ensemble(
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`: any JAX function that treats
         examples apart, or a `Randomized` one. A `jax.tree_util.Partial` shares compiled
-        programs between different weights, and its arrays may lie on any device. What another
-        function closes over stays as in its first call.
+        programs between different weights, and its arrays may lie on any device. Where what
+        another function closes over has changed, all is compiled anew.
       index, candidates, search: `0 .. N - 1`, all, and `logits_fn` itself if `None`.
       **settings: the fields of `Plan` after `search`; see there for all other arguments, too.
 
@@ -73,10 +73,10 @@ def ensemble(
     if not attacks:
         raise ValueError("attacks, or the version, name none; give at least one")
     plan = Plan(
-        model=partial_of(logits_fn), images=images, labels=labels, threat=threat, attacks=attacks,
-        index=_one_each("index", index, labels, np.int32),
+        model=partial_of(logits_fn, images), images=images, labels=labels, threat=threat,
+        attacks=attacks, index=_one_each("index", index, labels, np.int32),
         candidates=_one_each("candidates", candidates, labels, bool),
-        search=partial_of(search) if search else None, **settings,
+        search=partial_of(search, images) if search else None, **settings,
     )  # fmt: skip
     is_shared = plan.devices is None and jax.process_count() > 1
     own = plan.of_this_process() if is_shared else plan

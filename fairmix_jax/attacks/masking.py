@@ -73,7 +73,7 @@ def examine(
     images, labels = np.asarray(images), np.asarray(labels)
     check_batch(images, labels, threat)
     images, labels = np.asarray(as_single(images)), labels.astype(np.int32)
-    apply, key = partial_of(logits_fn), jax.random.key(seed, impl="threefry2x32")
+    apply, key = partial_of(logits_fn, images), jax.random.key(seed, impl="threefry2x32")
     options |= dict(seed=seed, batch_size=batch_size)
 
     def apgd_ce(radius: Array | float, num_steps: int, num_restarts: int) -> AttackReport:

@@ -55,7 +55,7 @@ def attack_batch(
     images, given = inputs.as_single(jnp.asarray(images)), labels
     labels = jnp.asarray(labels, jnp.int32)
     clean_key, attack_key = jax.random.split(inputs.threefry(key))
-    apply = stepwise.partial_of(logits_fn)
+    apply = stepwise.partial_of(logits_fn, images)
     logits = slots.clean_logits(apply, images, index, clean_key)
     inputs.check_labels(given, size, logits.shape[1])
     queue = slots.Queue(

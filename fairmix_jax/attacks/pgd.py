@@ -46,8 +46,8 @@ def pgd(
 
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`, any JAX function that does not couple
-        examples: batch norm with running statistics. What it closes over stays as in its first
-        call; for weights that change give `jax.tree_util.Partial(apply, weights)`.
+        examples: batch norm with running statistics. For weights that change
+        `jax.tree_util.Partial(apply, weights)` is faster than a function that closes over them.
       key: of the random starts; consumed. One that is not JAX's default, `rbg` say, only seeds one.
       images: `[B, H, W, C]` float, inside `threat.bounds`; the result has its type.
       labels: `[B]` int, the true classes.

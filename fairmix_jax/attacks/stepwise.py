@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from fairmix_jax.models.rewrite_convolutions import rewrite_convolutions
+from fairmix_jax.runtime.closures import as_partial
 from fairmix_jax.runtime.inputs import checked_logits
 from fairmix_jax.types import Array, Key, LogitsFn
 
@@ -55,12 +57,14 @@ class Stepwise(NamedTuple):
 Classifier = LogitsFn | Randomized
 
 
-def partial_of(classifier: Classifier) -> Partial:
-    """Returns it as a pytree `(images, key) -> logits`; arrays of a `Partial` are leaves."""
-    is_random = isinstance(classifier, Randomized)
-    inner = classifier.apply if is_random else classifier
-    inner = inner if isinstance(inner, Partial) else Partial(inner)
-    return Partial(_with_key if is_random else _without_key, inner)
+def partial_of(classifier: Classifier, images: Any) -> Partial:
+    """Returns it as a pytree `(images, key) -> logits`, as it is now for images of this shape.
+
+    Arrays of a `Partial` are leaves; what another function closes over is in the program.
+    """
+    if isinstance(classifier, Randomized):
+        return Partial(_with_key, as_partial(classifier.apply, images[:1], jax.random.key(0)))
+    return Partial(_without_key, as_partial(classifier, images[:1]))
 
 
 def _with_key(apply: Partial, images: Array, key: Key) -> Array:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax.tree_util import Partial
 
 from fairmix_jax.classwise import ensemble_attacks, image_verdicts, metrics, step_attacks
 from fairmix_jax.classwise.attack_names import UNION, AttackChoice, parse
 from fairmix_jax.classwise.subject import Judgement, Settings, Subject, check
-from fairmix_jax.data import Split
+from fairmix_jax.data import Split, batches
 from fairmix_jax.runtime import declared, inputs, processes
+from fairmix_jax.runtime.closures import as_partial
 from fairmix_jax.runtime.console import console, printable, working
 from fairmix_jax.runtime.errors import UsageError
 from fairmix_jax.types import LogitsFn, ThreatModel
@@ -44,8 +44,8 @@ def evaluate(
 
     Args:
       logits_fn: images `[B, H, W, C]` to logits `[B, K]`; must not couple examples. Weights
-        given as `jax.tree_util.Partial(apply, weights)` stay out of the compiled programs; those
-        that a function closes over stay as in its first call, whatever they become.
+        given as `jax.tree_util.Partial(apply, weights)` stay out of the compiled programs; where
+        those that a function closes over have changed, all is compiled anew.
       images: `[N, H, W, C]`, uint8, or float inside the threat's bounds.
       labels: `[N]` int.
       class_names: `K` names.
@@ -77,7 +77,7 @@ def evaluate(
         inputs.check_whole(-(2**63), seed=settings.seed)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    model = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    model = as_partial(logits_fn, batches.as_float(images[:1]))
     split = Split(images, labels.astype(np.int32))
     subject = Subject(
         model, split, np.asarray(rows), class_names, threat, settings, search, directory

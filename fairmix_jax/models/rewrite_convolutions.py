@@ -36,7 +36,8 @@ def rewrite_convolutions(function: Function) -> Function:
     def rewritten(*arguments: Any) -> Any:
         if lowering.value == "plain":
             return function(*arguments)
-        program, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        anew = jax.make_jaxpr(lambda *given: function(*given), return_shape=True)
+        program, shapes = anew(*arguments)  # `function` itself JAX takes for what it was at first
         left = sum(not _fits(equation) for equation in _convolutions(program.jaxpr))
         if left and jax.default_backend() == "cpu":
             warnings.warn(

@@ -15,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
+from fairmix_jax.runtime.closures import as_partial
 from fairmix_jax.runtime.precision import at_full_precision
 from fairmix_jax.types import Array, Key, LogitsFn, ThreatModel
 
@@ -148,7 +149,7 @@ def check_model(
     check_function(logits_fn)
     if isinstance(images, Tracer) or not len(images):
         return
-    model = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    model = as_partial(logits_fn, images[:1])
     several = np.asarray(images)[np.unique(np.linspace(0, len(images) - 1, 4).astype(int))]
     answers = _answers(model, several, by_gradient=by_gradient)
     if isinstance(answers[0], Tracer):

@@ -133,9 +133,10 @@ def _evaluations(config: ConfigDict, task: Task, mesh: Mesh) -> dict[str, dict[s
             found[f"evaluation, {named.name}"] = tpu.compiled(program)
             continue
         num_images = named.num_examples or given.num_examples or len(task.dataset.test.labels)
+        model = _placed(partial_of(logits_fn, task.train.images), whole)
         for name, attack in members(named.version, task.threat).items():
             program = partial(
-                device_pools.lower, attack, _placed(partial_of(logits_fn), whole),
+                device_pools.lower, attack, model,
                 Mesh(np.asarray(mesh.devices), "device"),
                 (-(-num_images // mesh.size), *task.train.images.shape[1:]),
                 num_classes=len(task.dataset.class_names), num_slots=given.batch_size,

@@ -84,9 +84,9 @@ def margin_table(
     )  # fmt: skip
     num_runs = num_restarts if threat.epsilon else 0  # with no room there is nothing to find
     plan = Plan(
-        partial_of(logits_fn), images, labels.astype(np.int32), index, np.ones(len(labels), bool),
-        threat, {f"margins, {num_runs} runs": attack}, seed=seed, batch_size=batch_size,
-        workdir=workdir, save_seconds=save_seconds,
+        partial_of(logits_fn, images), images, labels.astype(np.int32), index,
+        np.ones(len(labels), bool), threat, {f"margins, {num_runs} runs": attack}, seed=seed,
+        batch_size=batch_size, workdir=workdir, save_seconds=save_seconds,
     )  # fmt: skip
     size = jax.eval_shape(plan.model, images[:1], plan.key).shape[1]
     inputs.check_labels(labels, len(labels), size)

@@ -236,6 +236,19 @@ def test_five_models_are_one_command_that_goes_on_where_killed(five, tmp_path):
     assert (tmp_path / "report" / "index.html").exists()
 
 
+def test_a_model_is_added_by_a_command_that_names_it_alone(guests, tmp_path):
+    config = settings(**{"evaluate.attacks": "clean"})
+    audit.run(config, [f"{guests}/first/model.safetensors"], tmp_path)
+    audit.run(config, [f"{guests}/own.py:nnx_net"], tmp_path)
+    states = json.loads((tmp_path / "sweep.json").read_text())["members"]
+    assert {name: of["status"] for name, of in states.items()} == {
+        "first": "done",
+        "nnx_net": "done",
+    }
+    table = (tmp_path / "report" / "table.md").read_text()
+    assert "| clean | first | " in table and "| clean | nnx_net | " in table
+
+
 def test_another_card_is_another_model(guests, tmp_path):
     """Weights that are imported again with another mean are judged again."""
     folder = shutil.copytree(guests / "first", tmp_path / "first")

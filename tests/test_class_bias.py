@@ -533,3 +533,33 @@ def test_in_l2_the_table_of_a_linear_model_tends_to_the_worst_case(examples):
         wrong = np.isfinite(exact)
         errors.append((table[wrong] - exact[wrong]).max())
     assert errors[1] < 1e-3 < errors[0]
+
+
+def test_a_table_of_a_function_with_other_gradients_is_made_anew(tmp_path):
+    """Whoever lets gradients through a rounding again has the same logits, and another table."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(12, 3)).astype(np.float32)
+    images = rng.uniform(size=(9, 2, 2, 3)).astype(np.float32)
+    labels = np.arange(9) % 3
+
+    def logits_of(x):
+        return jnp.reshape(x, (len(x), -1)) @ weights
+
+    def rounded(x):
+        return logits_of(jnp.round(16 * x) / 16)
+
+    def straight_through(x):
+        return logits_of(x + jax.lax.stop_gradient(jnp.round(16 * x) / 16 - x))
+
+    def table(function, workdir=None):
+        threat = ThreatModel("linf", 0.1)
+        return margin_table(function, images, labels, threat=threat, num_steps=3, workdir=workdir)
+
+    with pytest.warns(UserWarning, match="no gradient to follow"):
+        table(rounded, tmp_path)
+    np.testing.assert_array_equal(table(straight_through, tmp_path), table(straight_through))
+
+
+def test_too_few_images_to_split_are_said_where_there_are_none():
+    with pytest.raises(ValueError, match="none twice; give at least two images of a class"):
+        half_splits.check_splits(5, np.zeros(0, int))

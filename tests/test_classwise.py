@@ -225,6 +225,26 @@ def test_a_foreign_model_stands_beside_others_in_a_report(found, tmp_path):
     assert "| pgd10 | theirs 0 (foreign) | 1 |" in text and "| theirs 1 (foreign) | 1 |" in text
 
 
+def test_foreign_models_under_another_attack_are_no_seeds_of_one_method(tmp_path):
+    for seed, step_size in enumerate((None, 0.001)):
+        settings = Settings(attacks="clean,pgd2", step_size=step_size)
+        found = run(brightness, settings)
+        evaluate_run.save_foreign(
+            tmp_path / str(seed), found, method="theirs", dataset="toy", seed=seed
+        )
+    report.write(tmp_path, [tmp_path], show=False)
+    text = (tmp_path / "report" / "table.md").read_text()
+    for said in ("evaluate.step_size=None", "evaluate.step_size=0.001"):
+        assert f"| pgd2 | theirs (foreign, {said}) | 1 |" in text
+
+
+@pytest.mark.parametrize("scale", [1e10, 1e30])
+def test_large_logits_are_finite_and_sure(scale):
+    result = run(lambda x: scale * brightness(x), Settings(attacks="clean"))["attacks"]["clean"]
+    assert result["non_finite"]["logits"] == 0
+    assert sum(result["calibration"]["bins"]["count"]) == 24
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

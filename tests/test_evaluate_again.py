@@ -226,3 +226,25 @@ def test_a_run_has_what_it_needs_where_more_has_been_evaluated(evaluate, tmp_pat
         given = dataclasses.replace(settings.evaluate, **changes)
         own = dataclasses.replace(settings, evaluate=given)
         assert preflight.is_done(own, tmp_path / "again") == is_done
+
+
+def test_the_same_weights_in_another_network_are_evaluated_anew(evaluate, tmp_path, task):
+    """As a file that is imported again with the right normalisation."""
+    evaluate("clean")
+    card = json.loads((tmp_path / "model.json").read_text()) | {"mean": [0.9]}
+    card.pop("checksum", None)
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    other = task._replace(model_card=task.model_card | {"mean": [0.9]})
+    _, attacked, said = evaluate("clean", task=other)
+    assert attacked == [
+        "clean"
+    ] and "clean: not kept, since the network has changed" in said.replace("curve, ", "")
+
+
+def test_an_exported_model_has_its_own_name_in_a_report(evaluate, tmp_path):
+    found, *_ = evaluate("clean")
+    assert found["method"] == tmp_path.name  # its file is model.safetensors
+    for name in ("safetensors", "json"):
+        (tmp_path / f"model.{name}").rename(tmp_path / f"trades.{name}")
+    found, *_ = evaluate("clean", weights=str(tmp_path / "trades.safetensors"))
+    assert found["method"] == "trades"

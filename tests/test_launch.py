@@ -346,6 +346,12 @@ def test_studies_run_to_their_report(name, tfds_dir, tmp_path):
     assert bool(tested) == (name not in ("study_cifar10", "study_tuning"))
 
 
+def test_64_bits_are_refused_in_a_line(tmp_path):
+    result = launch(*TINY, f"--workdir={tmp_path / 'run'}", JAX_ENABLE_X64="1")
+    assert result.returncode == 2 and not (tmp_path / "run").exists()
+    assert result.stderr.count("\n") == 1 and "JAX_ENABLE_X64 is set" in result.stderr
+
+
 @pytest.mark.parametrize("name", ["quickstart", "synthetic"])
 def test_smoke_without_data(name, tmp_path):
     result = launch(f"--config=configs/{name}.py:smoke", f"--workdir={tmp_path}")

@@ -428,3 +428,26 @@ def test_what_is_no_file_in_place_of_an_evaluation_is_said(what, study):
     path.mkdir() if what == "folder" else path.symlink_to(study / "nowhere")
     with pytest.raises(UsageError, match=r"none1/evaluation.json is damaged: it is no file"):
         runs.find(study)
+
+
+@pytest.mark.parametrize("images", [("0", "0", "0"), ("0", "1", "2")])
+def test_each_draw_of_data_is_a_pair_of_its_own(images, tmp_path):
+    """Pairs need the same images, so of draws that differ in them there are no differences."""
+    ours, theirs = (60, 50, 40), (70, 40, 45)
+    for draw in range(3):
+        for name, right in (("none", ours[draw]), ("same_class", theirs[draw])):
+            folder = tmp_path / f"{name}{draw}"
+            changes = {"dataset": "gaussian", "images_sha256": images[draw]}
+            make_run(folder, 0, name, (80, right), **changes)
+            config = json.loads((folder / "config.json").read_text())
+            config["data"] = {"name": "gaussian", "draw": draw}
+            (folder / "config.json").write_text(json.dumps(config))
+    (every,) = comparable(runs.find(tmp_path))
+    rows = [row for row in differences.against_first(every) if row.attack == "pgd20"]
+    if len({*images}) > 1:
+        assert rows == []
+        return
+    (row,) = rows
+    assert row.seeds == 3
+    found = row.differences["worst_class"].interval.estimate
+    assert found == pytest.approx(np.mean(np.subtract(theirs, ours)) / 100)

@@ -74,7 +74,7 @@ def main() -> int:
     counts = [
         ("modules and folders at the package's top level", len(set(map(room_of, modules))), 14),
         ("floors: " + " > ".join(longest), len(longest), 10),
-        ("lines of Python in the package; the goal is 14,000", lines, 19_520),
+        ("lines of Python in the package; the goal is 14,000", lines, 19_570),
         ("files under results/", len(results), 60),
         ("  of these, names with = , brackets or spaces", len(awkward), 0),
         ("files in configs/", len(tracked("configs")), 20),

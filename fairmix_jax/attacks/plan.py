@@ -17,7 +17,7 @@ from fairmix_jax.attacks.stepwise import Stepwise, misclassified
 from fairmix_jax.runtime import processes
 from fairmix_jax.runtime.precision import Precision
 from fairmix_jax.runtime.sealed import digest
-from fairmix_jax.types import Key, ThreatModel
+from fairmix_jax.types import Array, Key, ThreatModel
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,18 +124,29 @@ class Plan:
     def _function(self) -> str:
         """The logits of a few images, as they are and moved, which tell functions apart.
 
-        To the last bit, but for models with weights, told apart anyway: hardware may round others.
+        To the last bit, with gradients, which may be others; but for models with weights, told
+        apart anyway: hardware may round others.
         """
         rows = np.linspace(0, len(self.images) - 1, 4).astype(int)
         signs = np.random.default_rng(0).choice([-1, 1], self.images[rows].shape)
         moved = (self.images[rows] + self.threat.epsilon * signs).clip(*self.threat.bounds)
         images = np.concatenate([self.images[rows], moved], dtype=np.float32)
         logits = predict(self.model, images, np.tile(self.index[rows], 2), self.key)
-        digits = 2 if jax.tree.leaves(self.model) else 9
-        return " ".join(f"{value:.{digits}g}" for value in np.ravel(logits))
+        if jax.tree.leaves(self.model):
+            return " ".join(f"{value:.2g}" for value in np.ravel(logits))
+        try:
+            slopes = _slopes(self.model, images, self.key)
+        except Exception:  # a function without derivatives, which Square attacks
+            slopes = np.zeros(0)
+        return " ".join(f"{value:.9g}" for value in (*np.ravel(logits), *np.ravel(slopes)))
 
 
 predict = jax.jit(slots.clean_logits)
+
+
+@jax.jit
+def _slopes(model: Partial, images: Array, key: Key) -> Array:
+    return jax.grad(lambda x: jnp.sum(jax.nn.logsumexp(model(x, key), axis=1)))(images)
 
 
 def batches(count: int, batch_size: int) -> Iterator[np.ndarray]:

@@ -106,7 +106,9 @@ def make_judge(
 def _verdicts(logits: Array, labels: Array) -> Verdicts:
     prediction = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     finite = jnp.all(jnp.isfinite(logits), axis=-1)
-    confidence = jnp.where(finite, jnp.max(jax.nn.softmax(logits), axis=-1), jnp.nan)
+    below = logits - jnp.max(logits, axis=-1, keepdims=True)
+    confidence = jnp.max(jax.nn.softmax(jnp.maximum(below, -1e3)), axis=-1)  # exp(-1e30) may be NaN
+    confidence = jnp.where(finite, confidence, jnp.nan)
     found = prediction, confidence.astype(jnp.float32), (prediction == labels) & finite
     return Verdicts._make(found)  # device arrays here, NumPy on the host
 

@@ -29,6 +29,12 @@ def save_model(
     write_json(workdir / "model.json", dict(card) | facts | {"sha256": digest(weights)})
 
 
+def name_of(path: str) -> str:
+    """Returns what a model in `NAME.safetensors`, or in `NAME/model.safetensors`, is called."""
+    file = Path(path)
+    return file.resolve().parent.name if file.stem == "model" else file.stem
+
+
 def tensors(weights: Weights) -> dict[str, np.ndarray]:
     """Returns the arrays of the weights by their paths, e.g. `params/Conv_0/kernel`."""
     return {name: np.asarray(leaf, order="C") for name, leaf in named(weights).items()}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from fairmix_jax import classwise, data, report
+from fairmix_jax import classwise, data, export, report
 from fairmix_jax.data import batches
 from fairmix_jax.lab import config as config_lib
 from fairmix_jax.lab import guests, kept_results, sweeps, workdir
@@ -58,10 +58,15 @@ def run(config: ConfigDict, models: Sequence[str], directory: Path) -> None:
     task = build(settings)
     published = _published(settings.audit.published)
     states: dict[str, dict[str, Any]] = {name: {"status": "waiting"} for name in named}
+    before = (read_json(directory / "sweep.json", is_remade=True) or {"members": {}})["members"]
+    others = {  # of an earlier command, whose results are part of the audit
+        name: state for name, state in before.items()
+        if name not in states and state["status"] == "done"
+    }  # fmt: skip
 
     def on_change(name: str, state: dict[str, Any]) -> None:
         states[name] = state
-        write_json(directory / "sweep.json", {"members": states})
+        write_json(directory / "sweep.json", {"members": others | states})
 
     with workdir.held(directory):
         workdir.claim(directory, config)
@@ -76,9 +81,10 @@ def run(config: ConfigDict, models: Sequence[str], directory: Path) -> None:
                 on_change(name, {"status": "done", "seconds": took})
         workdir.record(directory)
         done = [name for name in named if states[name]["status"] == "done"]
-        folders = [directory / name for name in done]
+        folders = [directory / name for name in (*others, *done)]
         if settings.calibration.name != "none":
-            folders += [folder / CALIBRATED for folder in folders]
+            calibrated = (folder / CALIBRATED for folder in folders)
+            folders += [folder for folder in calibrated if (folder / "evaluation.json").exists()]
         if folders:
             report.write(directory, folders, alone=True)
     if left := [name for name in named if name not in done]:
@@ -98,7 +104,7 @@ def _named(models: Sequence[str]) -> dict[str, str]:
     for source in models:
         path, _, function = source.partition(".py:")
         own = Path(path)
-        name = function or (own.resolve().parent.name if own.stem == "model" else own.stem)
+        name = function or export.name_of(path)
         if not (function or own.suffix == ".safetensors"):
             raise UsageError(f"model {source!r} is no FILE.safetensors and no FILE.py:NAME")
         if not Path(f"{path}.py" if function else path).is_file():
@@ -157,7 +163,7 @@ def _judge(
 ) -> None:  # fmt: skip
     """Evaluates a model on rows of the test set, but for what is known, and writes the result."""
     images, labels = task.dataset.test.take(rows)
-    identity = kept_results.identity(guest.sha256, images, labels, task.threat)
+    identity = kept_results.identity(guest.sha256, {}, images, labels, task.threat)
     given = dataclasses.replace(settings.evaluate, seed=settings.seed)
     found = classwise.evaluate(
         guest.logits_fn, images, labels, class_names=task.dataset.class_names, threat=task.threat,

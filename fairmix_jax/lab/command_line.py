@@ -71,6 +71,8 @@ def _stop(number: int, _) -> None:
 def _run(argv: Sequence[str]) -> None:
     if _CACHE.value and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         _keep_programs_in(Path(_CACHE.value).expanduser())
+    if jax.config.jax_enable_x64:  # ty: ignore[missing-attribute]
+        raise UsageError("JAX_ENABLE_X64 is set, but all is done in float32 here; unset it")
     mode, workdir = _MODE.value, _workdir()
     if mode in ("report", "benchmark", "compile", "audit"):
         require_writable(workdir)

@@ -63,7 +63,7 @@ def run(settings: Settings, task: Task, directory: Path) -> dict[str, Any]:
         record(directory)
     rows = data.balanced_rows(task.dataset.test.labels, given.num_examples)
     images, labels = task.dataset.test.take(rows)
-    identity = kept_results.identity(digest(weights), images, labels, task.threat)
+    identity = kept_results.identity(digest(weights), task.model_card, images, labels, task.threat)
     apply_fn, search = task.model.apply, None
     if given.search_dtype != "float32":
         search = logits_partial(apply_fn, weights, jnp.dtype(given.search_dtype))
@@ -78,9 +78,11 @@ def run(settings: Settings, task: Task, directory: Path) -> dict[str, Any]:
         "settings": as_plain(given) | {"attacks": found["settings"]["attacks"]},
         "provenance": provenance(), **{k: facts[k] for k in ("calibration",) if k in facts},
     }  # fmt: skip
-    if source := facts.get("source"):  # no method of this config trained it
+    if given.weights.endswith(".safetensors"):  # no method of this config trained it
         after = [facts[k]["name"] for k in ("calibration",) if k in facts]
-        evaluation["method"] = ", ".join([source["zoo"] or source["file"], *after])
+        source = facts.get("source", {})
+        name = source.get("zoo") or source.get("file") or export.name_of(given.weights)
+        evaluation["method"] = ", ".join([name, *after])
     if processes.is_main():
         export.save_model(directory, weights, task.model_card | facts, evaluation)
         model_card.write(directory, evaluation, bounds=task.threat.bounds)

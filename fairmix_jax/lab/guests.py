@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 
 from fairmix_jax import export
 from fairmix_jax.data import batches
+from fairmix_jax.lab.kept_results import COMPUTES
 from fairmix_jax.models.described import build_model, logits_partial, weights_template
 from fairmix_jax.runtime.errors import UsageError, refused
 from fairmix_jax.runtime.sealed import digest
@@ -21,7 +22,6 @@ from fairmix_jax.training.task import Task
 from fairmix_jax.types import Array, LogitsFn
 
 _PROBED = 64
-_COMPUTES = ("model", "mean", "std")
 
 
 class Guest(NamedTuple):
@@ -84,7 +84,7 @@ def load(source: str, task: Task) -> Guest:
     except (OSError, ValueError) as error:
         raise UsageError(f"{source!r} cannot be audited: {error}") from error
     zoo_name = str(card.get("source", {}).get("zoo", "")).rpartition("/")[2]
-    computes = str([card[field] for field in _COMPUTES])
+    computes = str([card[field] for field in COMPUTES])
     return Guest(logits_partial(model.apply, weights), digest((weights, computes)), zoo_name)
 
 

@@ -1,5 +1,6 @@
 """Which results of an earlier evaluation still hold."""
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,14 +23,22 @@ _READ = {
     "ensemble": ("search_dtype", "search_precision", "masking", "save_adversarial"),
 }  # fmt: skip
 """The settings that an attack of a kind reads; those of any choose weights and images."""
+_SAID = {"weights_sha256": "the weights", "images_sha256": "the images", "network": "the network"}
+COMPUTES = ("model", "mean", "std")
+"""The fields of a model's card that say what it computes with its weights."""
 
 
 def identity(
-    weights_sha256: str, images: np.ndarray, labels: np.ndarray, threat: ThreatModel
-) -> dict[str, Any]:
-    """Returns what all results of an evaluation hang on: a part of `evaluation.json`."""
+    weights_sha256: str, card: Mapping[str, Any], images: np.ndarray, labels: np.ndarray,
+    threat: ThreatModel,
+) -> dict[str, Any]:  # fmt: skip
+    """Returns what all results of an evaluation hang on: a part of `evaluation.json`.
+
+    `card` describes the network that has the weights; `{}` if the digest tells networks apart.
+    """
     return {
         "weights_sha256": weights_sha256,
+        "network": json.loads(json.dumps({k: card[k] for k in COMPUTES if k in card})),
         "images_sha256": image_verdicts.fingerprint(labels, batches.as_float(images)),
         "threat": {"norm": threat.norm, "epsilon": threat.epsilon},
         "version": VERSION,
@@ -60,7 +69,7 @@ def kept(
             names[why].append(name)
             held |= {} if why else {name: result}
     for why, chosen in names.items():
-        which = {"weights_sha256": "the weights", "images_sha256": "the images"}.get(why, why)
+        which = _SAID.get(why, why)
         verb = "have" if which != why else "has"
         end = f"not kept, since {which} {verb} changed" if why else "kept; delete the file to redo"
         console.print(f"{path}: {', '.join(chosen)}: {end}")

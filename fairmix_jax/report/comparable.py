@@ -39,6 +39,11 @@ class Method(NamedTuple):
         return [run.config["seed"] for run in self.runs]
 
     @property
+    def draws(self) -> list[tuple[int, int | None]]:
+        """The seeds of the runs, each with that of its data where they are drawn at random."""
+        return [(run.config["seed"], run.config.get("data.draw")) for run in self.runs]
+
+    @property
     def results(self) -> list[Mapping[str, Any]]:
         """The entry of `evaluation.json` for the attack, one for each run."""
         return [run.evaluation["attacks"][self.attack] for run in self.runs]
@@ -162,10 +167,12 @@ def _title(evaluation: Mapping[str, Any]) -> str:
 def _methods(runs: Sequence[Run], arms: Arms) -> list[Method]:
     """Runs that differ in the seed only, labelled by arm, or by what tells methods apart."""
     trained = [method_fields(run) for run in runs if not run.foreign_name]
+    judged = [_evaluated_with(run) for run in runs]
     methods: dict[str, dict[Any, Run]] = defaultdict(dict)
     for run in runs:
         if run.foreign_name:
-            label = f"{run.foreign_name} (foreign)"
+            differing = _label(_evaluated_with(run), judged)
+            label = f"{run.foreign_name} (foreign{differing and ', '}{differing})"
         else:
             told_apart = arm(run.config, arms) or _label(method_fields(run), trained)
             label = told_apart or _members_of(run)
@@ -186,12 +193,13 @@ def _members_of(run: Run) -> str:
 
 def method_fields(run: Run) -> dict[str, Any]:
     """Returns the fields that define a method: the run's config, and how it was evaluated."""
+    own = {k: v for k, v in run.config.items() if not k.startswith(_NOT_A_METHOD)}
+    return own | _evaluated_with(run) | {"weights": run.evaluation["weights"]}
+
+
+def _evaluated_with(run: Run) -> dict[str, Any]:
     settings = {"search_precision": "default"} | run.evaluation.get("settings", {})  # as it was
-    return (
-        {k: v for k, v in run.config.items() if not k.startswith(_NOT_A_METHOD)}
-        | {f"evaluate.{k}": settings[k] for k in _EVALUATED_WITH if k in settings}
-        | {"weights": run.evaluation["weights"]}
-    )
+    return {f"evaluate.{k}": settings[k] for k in _EVALUATED_WITH if k in settings}
 
 
 def _member(settings: Mapping[str, Any], field: str) -> Any:

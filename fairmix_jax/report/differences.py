@@ -86,7 +86,7 @@ def _checked(one: Prediction, runs: Comparable, study: Mapping[str, Any]) -> Che
         statistic = metrics.STATISTICS[one.statistic]
     methods = {method.label: method.under(one.attack) for method in runs.methods}
     seeds = _shared_seeds([methods[arm] for arm in one.arms if arm in methods])
-    verdicts = _verdicts([m for m in methods.values() if set(seeds) <= set(m.seeds)], seeds)
+    verdicts = _verdicts([m for m in methods.values() if set(seeds) <= set(m.draws)], seeds)
     unanswered = CheckedPrediction(one, len(seeds))
     if len(seeds) < 2 or not verdicts.keys() >= set(one.arms):
         return unanswered
@@ -97,15 +97,15 @@ def _checked(one: Prediction, runs: Comparable, study: Mapping[str, Any]) -> Che
     return unanswered._replace(difference=found, alone=alone)
 
 
-def _shared_seeds(methods: Sequence[Method]) -> list[int]:
-    """The seeds that all methods have, in the order of the first."""
-    every = [method.seeds for method in methods]
-    return [seed for seed in every[0] if all(seed in seeds for seeds in every)] if every else []
+def _shared_seeds(methods: Sequence[Method]) -> list[Any]:
+    """The seeds, with those of data, that all methods have, in the order of the first."""
+    every = [method.draws for method in methods]
+    return [draw for draw in every[0] if all(draw in draws for draws in every)] if every else []
 
 
-def _verdicts(methods: Sequence[Method], seeds: Sequence[int]) -> dict[str, ClassVerdicts]:
+def _verdicts(methods: Sequence[Method], seeds: Sequence[Any]) -> dict[str, ClassVerdicts]:
     """Returns the verdicts of the runs of these seeds by method; none if their images differ."""
-    chosen = [m._replace(runs=[m.runs[m.seeds.index(seed)] for seed in seeds]) for m in methods]
+    chosen = [m._replace(runs=[m.runs[m.draws.index(seed)] for seed in seeds]) for m in methods]
     if len({run.evaluation.get("images_sha256") for method in chosen for run in method.runs}) > 1:
         return {}
     return {m.label: verdicts for m in chosen if (verdicts := m.verdicts) is not None}

@@ -84,7 +84,7 @@ def fit(
 def check_splits(num_splits: int, labels: Any) -> None:
     """Raises a `ValueError` unless there are splits, and images to split."""
     inputs.check_whole(2, num_splits=num_splits)
-    if np.bincount(labels).max() < 2:
+    if np.bincount(labels, minlength=1).max() < 2:
         raise ValueError(f"{len(labels)} labels, none twice; give at least two images of a class")
 
 

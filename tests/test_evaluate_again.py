@@ -238,7 +238,9 @@ def test_the_same_weights_in_another_network_are_evaluated_anew(evaluate, tmp_pa
     _, attacked, said = evaluate("clean", task=other)
     assert attacked == [
         "clean"
-    ] and "clean: not kept, since the network has changed" in said.replace("curve, ", "")
+    ] and "clean: not kept, since the options of the network have changed" in said.replace(
+        "curve, ", ""
+    )
 
 
 def test_an_exported_model_has_its_own_name_in_a_report(evaluate, tmp_path):

@@ -23,7 +23,11 @@ _READ = {
     "ensemble": ("search_dtype", "search_precision", "masking", "save_adversarial"),
 }  # fmt: skip
 """The settings that an attack of a kind reads; those of any choose weights and images."""
-_SAID = {"weights_sha256": "the weights", "images_sha256": "the images", "network": "the network"}
+_SAID = {
+    "weights_sha256": "the weights",
+    "images_sha256": "the images",
+    "network": "the options of the network",
+}
 COMPUTES = ("model", "mean", "std")
 """The fields of a model's card that say what it computes with its weights."""
 

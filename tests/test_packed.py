@@ -156,3 +156,13 @@ def test_a_study_is_not_packed_into_itself(folders):
         with pytest.raises(UsageError, match="lies in the study; give a folder outside"):
             packed.pack(folders, target)
     assert files(folders) == before
+
+
+def test_a_pack_is_not_replaced_by_one_that_lacks_its_runs(folders, tmp_path):
+    packed.pack(folders, tmp_path / "again")
+    before = files(tmp_path / "again")
+    shutil.rmtree(folders / "optim.learning_rate=0.1,mixing.name=none")
+    with pytest.raises(UsageError, match="has the run .optim"):
+        packed.pack(folders, tmp_path / "again")
+    assert files(tmp_path / "again") == before
+    packed.pack(folders, tmp_path / "elsewhere")

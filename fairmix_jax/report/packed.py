@@ -29,7 +29,8 @@ def pack(study: Path, target: Path) -> None:
     """Writes `target/runs.jsonl`, and the table and the pictures of the report to `target/report`.
 
     The study is the folder of a sweep or of a single run; the target is made if need be. Raises a
-    `UsageError` if there is no run in `study`, `target` lies in it, or a file of it is damaged.
+    `UsageError` if there is no run in `study`, `target` lies in it or has a pack with a run that is
+    not in `study`, or a file is damaged.
     """
     own = content(study)
     if own and "config" not in own:
@@ -40,6 +41,12 @@ def pack(study: Path, target: Path) -> None:
         raise UsageError(f"there is no run in {str(study)!r}; give the folder of a study")
     if target.resolve().is_relative_to(study.resolve()):
         raise UsageError(f"target={str(target)!r} lies in the study; give a folder outside of it")
+    packed = json_files.read_lines(target / PACK) if (target / PACK).is_file() else ()
+    if lost := {line["folder"] for line in packed} - {"", *folders}:
+        raise UsageError(
+            f"{str(target / PACK)!r} has the run {min(lost)!r}, which {str(study)!r} lacks; unpack "
+            "it there first, or give another target"
+        )
     found = {folder: content(study / folder) for folder in folders}
     arms = arm_fields(own["config"].get("study", {}).get("arms", {}))
     names = {folder: _name(folder, config_of(held), arms) for folder, held in found.items()}

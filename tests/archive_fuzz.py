@@ -241,7 +241,8 @@ def parsed(content):
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
             case _:
-                assert name.startswith(("BININT", "BINUNICODE", "SHORT_BIN", "BINBYTES", "LONG1"))
+                known = ("BININT", "BINFLOAT", "BINUNICODE", "SHORT_BIN", "BINBYTES", "LONG1")
+                assert name.startswith(known), name
                 stack.append(given)
     return stack[-1]
 
@@ -272,6 +273,7 @@ def outcome(name, archive, folder):
     try:
         expected = reference(name, archive.read_bytes())
     except BaseException as error:
+        (folder / f"{name}.npz").unlink()
         return f"read, but the reference has {type(error).__name__}: {error}"
     with np.load(folder / f"{name}.npz") as found:
         same = all(np.array_equal(found[key], value) for key, value in expected.items())

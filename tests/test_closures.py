@@ -1,5 +1,7 @@
 """Weights that a function closes over may change: every entry point takes those of now."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,11 @@ def on_one_batch(attack, **options):
     return run
 
 
+@functools.cache
+def randomized(logits_fn):
+    return attacks.Randomized(lambda images, key: logits_fn(images))
+
+
 def evaluated(logits_fn):
     settings = classwise.Settings(attacks="clean,pgd2,fast", masking=False)
     found = classwise.evaluate(
@@ -53,8 +60,7 @@ ENTRIES = {
         f, IMAGES, LABELS, threat=THREAT, version="fast"
     ).adversarial,
     "random": lambda f: attacks.autoattack(
-        attacks.Randomized(lambda images, key: f(images)), IMAGES, LABELS, threat=THREAT,
-        version="rand",
+        randomized(f), IMAGES, LABELS, threat=THREAT, version="rand"
     ).adversarial,
     "robustness_curve": lambda f: attacks.robustness_curve(
         f, IMAGES, LABELS, threat=THREAT, epsilons=(0.05, 0.1), version="fast"

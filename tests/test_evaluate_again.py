@@ -236,11 +236,8 @@ def test_the_same_weights_in_another_network_are_evaluated_anew(evaluate, tmp_pa
     (tmp_path / "model.json").write_text(json.dumps(card))
     other = task._replace(model_card=task.model_card | {"mean": [0.9]})
     _, attacked, said = evaluate("clean", task=other)
-    assert attacked == [
-        "clean"
-    ] and "clean: not kept, since the options of the network have changed" in said.replace(
-        "curve, ", ""
-    )
+    assert attacked == ["clean"]
+    assert "clean: not kept, since the options of the network have changed" in said
 
 
 def test_an_exported_model_has_its_own_name_in_a_report(evaluate, tmp_path):

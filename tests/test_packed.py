@@ -162,7 +162,7 @@ def test_a_pack_is_not_replaced_by_one_that_lacks_its_runs(folders, tmp_path):
     packed.pack(folders, tmp_path / "again")
     before = files(tmp_path / "again")
     shutil.rmtree(folders / "optim.learning_rate=0.1,mixing.name=none")
-    with pytest.raises(UsageError, match=r"has the run .* lacks; unpack it"):
+    with pytest.raises(UsageError, match=r"runs.jsonl. has .optim.* lacks; unpack it there"):
         packed.pack(folders, tmp_path / "again")
     assert files(tmp_path / "again") == before
     packed.pack(folders, tmp_path / "elsewhere")

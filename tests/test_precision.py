@@ -86,6 +86,10 @@ def queue_and_pool(attack, mesh, shape):
     return device_pools._fill(state, attack, KEY, found)[:2]
 
 
+def clean_logits():
+    return plan.predict, partial_of(network(), IMAGES), IMAGES, BATCH.index, KEY
+
+
 def table_rows():
     attack = margin_tables.make_apgd(
         norm="linf", bounds=(0.0, 1.0), targeted=True, num_targets=1, loss="margin", num_steps=2
@@ -116,11 +120,7 @@ PROGRAMS = {  # what is lowered; forward passes that decide; whether others sear
     "apgd": (lambda: one_batch(apgd, num_steps=2), 2, True),
     "fab": (lambda: one_batch(fab, num_steps=2), 2, True),
     "square": (lambda: one_batch(square, num_queries=2), 2, True),
-    "clean logits": (
-        lambda: (plan.predict, partial_of(network(), IMAGES), IMAGES, BATCH.index, KEY),
-        1,
-        0,
-    ),
+    "clean logits": (clean_logits, 1, 0),
     "autoattack": (lambda: pools("default"), 1, True),
     "autoattack at the highest": (lambda: pools("highest"), None, False),
     "margin table": (table_rows, 2, True),

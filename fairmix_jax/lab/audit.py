@@ -34,7 +34,8 @@ def run(config: ConfigDict, models: Sequence[str], directory: Path) -> None:
     With `calibration.name=class_bias` each is evaluated as it is and with biases. Those are fitted
     on a part of the test images, since models of others have mostly seen the training images; all
     models are tested on the rest. A model that fails does not stop the others. What was evaluated
-    before is kept where model, images and settings are the same, so that the same command goes on.
+    before is kept where model, images and settings are the same, so that the same command goes on;
+    models of earlier commands stay in the report.
 
     Args:
       models: `FILE.safetensors`, an exported or imported model with its card beside it, or
@@ -57,12 +58,7 @@ def run(config: ConfigDict, models: Sequence[str], directory: Path) -> None:
         )
     task = build(settings)
     published = _published(settings.audit.published)
-    states: dict[str, dict[str, Any]] = {name: {"status": "waiting"} for name in named}
-    before = (read_json(directory / "sweep.json", is_remade=True) or {"members": {}})["members"]
-    others = {  # of an earlier command, whose results are part of the audit
-        name: state for name, state in before.items()
-        if name not in states and state["status"] == "done"
-    }  # fmt: skip
+    states, others = sweeps.members(directory, list(named))
 
     def on_change(name: str, state: dict[str, Any]) -> None:
         states[name] = state
@@ -83,8 +79,7 @@ def run(config: ConfigDict, models: Sequence[str], directory: Path) -> None:
         done = [name for name in named if states[name]["status"] == "done"]
         folders = [directory / name for name in (*others, *done)]
         if settings.calibration.name != "none":
-            calibrated = (folder / CALIBRATED for folder in folders)
-            folders += [folder for folder in calibrated if (folder / "evaluation.json").exists()]
+            folders += [e.parent for f in folders for e in f.glob(f"{CALIBRATED}/evaluation.json")]
         if folders:
             report.write(directory, folders, alone=True)
     if left := [name for name in named if name not in done]:

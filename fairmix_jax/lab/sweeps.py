@@ -84,12 +84,7 @@ def _do_runs(
     The seconds that a run took are kept there until it takes others.
     """
     path = directory / "sweep.json"
-    before = (read_json(path, is_remade=True) or {"members": {}})["members"]
-    states = {name: before.get(name, {"status": "waiting"}) for name, _ in runs}
-    others = {  # of an earlier sweep here, whose results are part of the study
-        name: state for name, state in before.items()
-        if name not in states and (directory / name / "evaluation.json").exists()
-    }  # fmt: skip
+    states, others = members(directory, [name for name, _ in runs])
 
     def on_change(name: str, state: dict[str, Any]) -> None:
         took = {k: v for k, v in states[name].items() if k == "seconds"}
@@ -123,6 +118,20 @@ def _do_runs(
         engine(requests, directory, config_lib.settings(config).launch, on_change)
         _require_ended(states)
     return states
+
+
+def members(directory: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The states in `sweep.json` of these members, `waiting` where it has none, and of others.
+
+    The others are of an earlier command, and have results, which are part of the whole.
+    """
+    before = (read_json(directory / "sweep.json", is_remade=True) or {"members": {}})["members"]
+    states = {name: before.get(name, {"status": "waiting"}) for name in names}
+    others = {
+        name: state for name, state in before.items()
+        if name not in states and (directory / name / "evaluation.json").exists()
+    }  # fmt: skip
+    return states, others
 
 
 @contextmanager

@@ -34,11 +34,6 @@ class Method(NamedTuple):
         return Method(self.label, runs, attack)
 
     @property
-    def seeds(self) -> list[int]:
-        """The seeds of the runs, in their order."""
-        return [run.config["seed"] for run in self.runs]
-
-    @property
     def draws(self) -> list[tuple[int, int | None]]:
         """The seeds of the runs, each with that of its data where they are drawn at random."""
         return [(run.config["seed"], run.config.get("data.draw")) for run in self.runs]

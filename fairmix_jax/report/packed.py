@@ -44,8 +44,7 @@ def pack(study: Path, target: Path) -> None:
     packed = json_files.read_lines(target / PACK) if (target / PACK).is_file() else ()
     if lost := {line["folder"] for line in packed} - {"", *folders}:
         raise UsageError(
-            f"{str(target / PACK)!r} has the run {min(lost)!r}, which {str(study)!r} lacks; unpack "
-            "it there first, or give another target"
+            f"{str(target / PACK)!r} has {min(lost)!r}, which {study} lacks; unpack it there first"
         )
     found = {folder: content(study / folder) for folder in folders}
     arms = arm_fields(own["config"].get("study", {}).get("arms", {}))

@@ -15,8 +15,7 @@ class _Same:
 
     def __init__(self, array: Any):
         self.array = array  # held, so that no other one gets its number
-        is_fixed = isinstance(array, jax.Array)
-        self.key = id(array) if is_fixed else (str(np.shape(array)), np.asarray(array).tobytes())
+        self.key = id(array) if isinstance(array, jax.Array) else np.asarray(array).tobytes()
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -34,7 +33,7 @@ def as_partial(function: Callable[..., Any], *arguments: Any) -> Partial:
     by the program that results and the arrays in it.
 
     Edge cases: a `Partial`, whose arrays are arguments, comes back as it is; what its own function
-    closes over is not looked at, nor is what a `jax.jit` inside has compiled.
+    closes over is not looked at, nor what a `jax.jit` inside compiled, nor rules of gradients.
     """
     if isinstance(function, Partial):
         return function

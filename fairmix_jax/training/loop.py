@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fairmix_jax.data import batches
+from fairmix_jax.data import Split, batches
 from fairmix_jax.methods import class_statistics
 from fairmix_jax.runtime import processes, sharding
 from fairmix_jax.runtime.console import console, working
@@ -44,8 +44,7 @@ def fit(settings: Settings, task: Task, workdir: Path) -> str:
       FloatingPointError: the loss is no longer finite.
     """
     mesh = devices(settings)
-    some = task.train.images[:: 1 + len(task.train.labels) // 1000]  # as many as cost no time
-    data = digest((task.train.labels, some))
+    data = _told_by(task.train)
     processes.require_equal("the training set", data)
     feed = batches.feed(task.train, mesh)
     steps_per_epoch = len(task.train.labels) // settings.batch_size
@@ -93,6 +92,11 @@ def fit(settings: Settings, task: Task, workdir: Path) -> str:
                     reason = stop.received or "told to stop"
                     raise Interrupted(f"{reason}: saved at step {step} of {total_steps}")
     return digest(state)
+
+
+def _told_by(train: Split) -> str:
+    """The digest of all labels and of about a thousand images, which takes no time."""
+    return digest((train.labels, train.images[:: 1 + len(train.labels) // 1000]))
 
 
 def _require_same_data(facts: Mapping[str, Any], data: str, folder: Path, name: str) -> None:
